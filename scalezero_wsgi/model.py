@@ -1,0 +1,135 @@
+"""What every room may name: a function, the status of its replicas, and the ways it can go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
+
+_NO_LABELS: Mapping[str, str] = MappingProxyType({})
+
+
+class Function(NamedTuple):
+    """A function's identity. The same name in two namespaces is two functions."""
+
+    name: str
+    namespace: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}.{self.namespace}" if self.namespace else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """What a provider knows of a function at one moment.
+
+    :param replicas: the desired count. Zero means scaled to zero.
+    :param available_replicas: how many can serve a request right now.
+    :param min_replicas: the count to scale up to from zero.
+    :param max_replicas: never scale above this; ``None`` means no limit.
+    :param endpoint: base URL under which the function is reached, when the provider knows one.
+    :param failure: why the function will not come up, in words fit for a client (no address, no
+        credential); ``None`` while there is hope.
+
+    :raises ValueError: if a count is negative or not an integer.
+    """
+
+    replicas: int
+    available_replicas: int
+    min_replicas: int = 1
+    max_replicas: int | None = None
+    labels: Mapping[str, str] = field(default=_NO_LABELS, hash=False)
+    annotations: Mapping[str, str] = field(default=_NO_LABELS, hash=False)
+    endpoint: str | None = None
+    failure: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("replicas", "available_replicas", "min_replicas", "max_replicas"):
+            count = getattr(self, name)
+            if count is None and name == "max_replicas":
+                continue
+            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+                raise ValueError(f"{name} must be an integer of 0 or more, not {count!r}")
+
+    @property
+    def first_replicas(self) -> int:
+        """How many replicas to ask for when the function is at zero."""
+        wanted = max(1, self.min_replicas)
+        return wanted if self.max_replicas is None else max(1, min(wanted, self.max_replicas))
+
+
+AT_ZERO = ReplicaStatus(replicas=0, available_replicas=0)
+
+
+class ScaleZeroError(Exception):
+    """The base of all the package's exceptions."""
+
+
+class SettingError(ScaleZeroError, ValueError):
+    """A setting has a value that is not allowed; the message names setting, value and what is."""
+
+
+class MissingExtra(ScaleZeroError, ImportError):
+    """An optional library is not installed; the message names the extra that brings it."""
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(
+            f"{library} is not installed; it comes with the extra {extra!r}:"
+            f" pip install 'scalezero_wsgi[{extra}]'"
+        )
+
+
+class InvalidFunctionName(ScaleZeroError, ValueError):
+    """The name in the request cannot be a function's. Nothing was asked of the provider."""
+
+
+class FunctionNotFound(ScaleZeroError, LookupError):
+    """The provider answered, and does not know the function."""
+
+    def __init__(self, name: str, namespace: str = "") -> None:
+        self.function = Function(name, namespace)
+        super().__init__(f"function {self.function} is not known to the provider")
+
+
+class ProviderError(ScaleZeroError):
+    """The provider failed, refused, hung or answered nonsense. The message goes to the log only."""
+
+
+class TooManyWaiting(ScaleZeroError):
+    """No more requests are held at present.
+
+    :ivar retry_after: seconds after which another try makes sense.
+    """
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        self.retry_after = retry_after
+        super().__init__(message)
+
+
+class FunctionFailed(ScaleZeroError):
+    """The function cannot start, or failed again and again.
+
+    :ivar reason: why, fit for a client.
+    :ivar retry_after: seconds left of the back-off.
+    """
+
+    def __init__(self, function: Function, reason: str, retry_after: float = 1.0) -> None:
+        self.function = function
+        self.reason = reason
+        self.retry_after = retry_after
+        super().__init__(f"function {function} failed to start: {reason}")
+
+
+class NotAvailable(ScaleZeroError):
+    """No replica became available before the deadline.
+
+    :ivar waited: seconds the request was held.
+    :ivar retry_after: seconds that the start will probably still take.
+    """
+
+    def __init__(self, function: Function, waited: float, retry_after: float = 1.0) -> None:
+        self.function = function
+        self.waited = waited
+        self.retry_after = retry_after
+        super().__init__(f"function {function} was not available after {waited:.1f} s")

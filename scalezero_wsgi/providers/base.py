@@ -1,0 +1,58 @@
+"""What a provider is: the one who knows replicas and changes their number.
+
+A provider knows nothing of WSGI. Its methods may block, each within a time-out of its own, and are
+called from several threads at once. It raises :class:`~scalezero_wsgi.FunctionNotFound` or
+:class:`~scalezero_wsgi.ProviderError`; any other exception counts as the latter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
+
+from ..model import Function, ReplicaStatus
+
+
+class Provider(Protocol):
+    """The two questions the middleware asks."""
+
+    def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
+        """Tell the present status.
+
+        :raises FunctionNotFound: the provider does not know the function.
+        :raises ProviderError: it cannot tell.
+        """
+
+    def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
+        """Ask for a number of replicas. May return before they run. Asking twice is asking once.
+
+        :raises FunctionNotFound: the provider does not know the function.
+        :raises ProviderError: the number was not accepted.
+        """
+
+
+@runtime_checkable
+class WatchingProvider(Provider, Protocol):
+    """A provider that can be told, rather than ask."""
+
+    def wait_for_change(
+        self, name: str, namespace: str, seen: ReplicaStatus, timeout: float
+    ) -> ReplicaStatus:
+        """Return the status as soon as it differs from ``seen``, at the latest after ``timeout``
+        seconds."""
+
+
+@runtime_checkable
+class ListingProvider(Provider, Protocol):
+    """A provider that can name its functions."""
+
+    def list_functions(self) -> Iterable[Function]:
+        """Name every function that the provider knows."""
+
+
+@runtime_checkable
+class DoubtingProvider(Provider, Protocol):
+    """A provider that answers from memory, and wants to hear when its answer did not hold."""
+
+    def doubt(self, name: str, namespace: str) -> None:
+        """The application could not reach the function although it was said to be available."""
