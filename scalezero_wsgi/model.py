@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import NamedTuple
-
-_NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 
 class Function(NamedTuple):
@@ -39,8 +36,8 @@ class ReplicaStatus:
     available_replicas: int
     min_replicas: int = 1
     max_replicas: int | None = None
-    labels: Mapping[str, str] = field(default=_NO_LABELS, hash=False)
-    annotations: Mapping[str, str] = field(default=_NO_LABELS, hash=False)
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
     endpoint: str | None = None
     failure: str | None = None
 

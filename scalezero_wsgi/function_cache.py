@@ -1,0 +1,142 @@
+"""What this process knows of each function: its last status, when that was asked, and its use.
+
+After OpenFaaS's ``gateway/handlers/function_cache.go``. Entries are immutable and replaced whole, so
+readers need no lock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from .bounded import Bounded
+from .model import AT_ZERO, Function, ReplicaStatus
+
+MAXSIZE = 10_000
+NOBODY = Function("")
+
+
+class Usage:
+    """A function's use in this process; it outlives the entries that carry it.
+
+    Written by whole-value assignment, ``set.add`` and ``set.discard`` alone, which are atomic with the
+    GIL and without. Times are the cache's clock.
+
+    :ivar in_flight: one token for each request that the application is serving.
+    :ivar last_used: when a request was last passed down.
+    :ivar woken_at: when the function last came up while a request waited for it.
+    :ivar vouched_at: when the provider last stood by "available" although it had been doubted.
+    """
+
+    __slots__ = ("in_flight", "last_used", "vouched_at", "woken_at")
+
+    def __init__(self) -> None:
+        self.in_flight: set[object] = set()
+        self.last_used = float("-inf")
+        self.woken_at = float("-inf")
+        self.vouched_at = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionMeta:
+    """A status and when it was true.
+
+    :param last_refresh: monotonic seconds at which the provider was asked.
+    :param doubted: the application could not reach the function since; the status is not to be used.
+    """
+
+    last_refresh: float
+    status: ReplicaStatus
+    function: Function = NOBODY
+    usage: Usage = field(default_factory=Usage, compare=False, repr=False)
+    doubted: bool = False
+    available: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "available", self.status.available_replicas > 0 and not self.doubted)
+
+    def expired(self, expiry: float, now: float | None = None) -> bool:
+        """Whether ``now`` (monotonic seconds, by default the present) is *later than*
+        ``last_refresh + expiry``."""
+        return (time.monotonic() if now is None else now) > self.last_refresh + expiry
+
+
+class FunctionCache:
+    """A bounded cache of replica counts. Safe for threads and after a fork; readers take no lock.
+
+    :param expiry: seconds that a status counts as fresh.
+    :param maxsize: how many functions are remembered; the least recently set goes first.
+    :param missing_expiry: seconds that an unknown function is remembered as unknown.
+    :param clock: where monotonic seconds come from.
+    """
+
+    __slots__ = ("_entries", "_missing", "_missing_expiry", "clock", "expiry", "find")
+
+    find: Callable[[Function], FunctionMeta | None]
+
+    def __init__(
+        self,
+        expiry: float,
+        *,
+        maxsize: int = MAXSIZE,
+        missing_expiry: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.expiry = expiry
+        self.clock = clock
+        self._missing_expiry = missing_expiry
+        self._entries: Bounded[Function, FunctionMeta] = Bounded(maxsize)
+        self._missing: Bounded[Function, float] = Bounded(maxsize)
+        self.find = self._entries.get
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, name: str, namespace: str = "") -> tuple[ReplicaStatus, bool]:
+        """The last status, and whether it is fresh. An unknown function has zero replicas."""
+        meta = self.find(Function(name, namespace))
+        if meta is None:
+            return AT_ZERO, False
+        return meta.status, not (meta.doubted or meta.expired(self.expiry, self.clock()))
+
+    def set(
+        self, name: str, status: ReplicaStatus, namespace: str = "", *, asked_at: float | None = None
+    ) -> FunctionMeta:
+        """Remember a status.
+
+        :param asked_at: when the provider was asked (monotonic seconds; by default now). An answer
+            older than what is known already is not taken.
+        :return: the entry made of ``status``.
+        """
+        asked_at = self.clock() if asked_at is None else asked_at
+        function = Function(name, namespace)
+        meta = FunctionMeta(asked_at, status, function)
+
+        def renew(known: FunctionMeta | None) -> FunctionMeta:
+            nonlocal meta
+            if known is not None:
+                meta = replace(meta, usage=known.usage)
+                if known.last_refresh > asked_at:
+                    return known
+            return meta
+
+        self._entries.change(function, renew)
+        self._missing.pop(function)
+        return meta
+
+    def doubt(self, function: Function) -> None:
+        """Use the entry no more, nor any answer to a question asked before now."""
+        known = self.find(function)
+        if known is not None:
+            self._entries.set(function, replace(known, last_refresh=self.clock(), doubted=True))
+
+    def set_missing(self, function: Function) -> None:
+        """Remember that the provider does not know the function."""
+        self._entries.pop(function)
+        self._missing.set(function, self.clock() + self._missing_expiry)
+
+    def is_missing(self, function: Function) -> bool:
+        """Whether the provider was found, a moment ago, not to know the function."""
+        until = self._missing.get(function)
+        return until is not None and self.clock() <= until

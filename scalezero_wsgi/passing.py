@@ -1,0 +1,197 @@
+"""What a request carries while the application serves it: its use of the function, and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+UNREACHABLE = frozenset({"502", "503", "504"})
+"""The answers of a proxy that could not reach its function, RFC 9110 section 15.6."""
+
+
+class InUse:
+    """An application's iterable that counts as in flight until it is closed.
+
+    Iteration is the application's own, so a chunk costs nothing; ``close`` counts once however often it
+    is called.
+    """
+
+    __slots__ = ("_in_flight", "_result", "_token")
+
+    def __init__(self, result: Iterable[bytes], in_flight: set[object], token: object) -> None:
+        self._result = result
+        self._in_flight = in_flight
+        self._token = token
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._result)
+
+    def close(self) -> None:
+        """Close the application's iterable and end the use."""
+        try:
+            close(self._result)
+        finally:
+            self._in_flight.discard(self._token)
+
+
+class Held:
+    """A gateway error of the application that has not gone out yet.
+
+    :ivar released: whether it has, since the application insisted or nothing better came.
+    """
+
+    __slots__ = ("_head", "_start_response", "_write", "released")
+
+    def __init__(self, start_response: StartResponse, *head: Any) -> None:
+        self._start_response = start_response
+        self._head = head if head[-1] is not None else head[:-1]
+        self._write: Callable[[bytes], object] | None = None
+        self.released = False
+
+    def write(self, data: bytes) -> None:
+        """The application insists: from here on its answer stands."""
+        self.release()
+        if self._write is not None:
+            self._write(data)
+
+    def release(self) -> None:
+        """Send the answer's head, once."""
+        if not self.released:
+            self.released = True
+            self._write = self._start_response(*self._head)
+
+
+PASSED_ON = Held(lambda *_: lambda _: None, "", [], None)
+"""Stands for an answer whose head went to the server as it came."""
+PASSED_ON.release()
+
+
+class Late:
+    """The iterable of an application that begins its answer only when it is iterated: a generator.
+
+    :param reconsider: called once the answer has begun, or failed to; gives another iterable if the
+        answer does not stand.
+    """
+
+    __slots__ = ("_end", "_reconsider", "_result")
+
+    def __init__(
+        self,
+        result: Iterable[bytes],
+        reconsider: Callable[[BaseException | None], Iterable[bytes] | None],
+        end: Callable[[], None],
+    ) -> None:
+        self._result = result
+        self._reconsider = reconsider
+        self._end = end
+
+    def __iter__(self) -> Iterator[bytes]:
+        chunks = iter(self._result)
+        try:
+            first = next(chunks, None)
+        except BaseException as error:
+            other = self._reconsider(error)
+            if other is None:
+                raise
+        else:
+            other = self._reconsider(None)
+        if other is not None:
+            self._result = other
+            chunks = iter(other)
+        elif first is not None:
+            yield first
+        yield from chunks
+
+    def close(self) -> None:
+        """Close the iterable that was served, and end the use."""
+        try:
+            close(self._result)
+        finally:
+            self._end()
+
+
+def close(result: object) -> None:
+    """Call the iterable's ``close``, if it has one (PEP 3333, "Specification Details")."""
+    end = getattr(result, "close", None)
+    if end is not None:
+        end()
+
+
+def in_use(
+    result: Iterable[bytes], environ: WSGIEnvironment, in_flight: set[object], token: object
+) -> Iterable[bytes]:
+    """Count ``token`` in flight until the server has closed ``result``."""
+    if isinstance(result, (list, tuple)):
+        in_flight.discard(token)
+        return result
+    wrapper = environ.get("wsgi.file_wrapper")
+    if wrapper is not None and _is_file(result, wrapper):
+        return _file_in_use(result, in_flight, token)
+    return InUse(result, in_flight, token)
+
+
+def _is_file(result: object, wrapper: Any) -> bool:
+    """Whether the server will know ``result`` for its own file wrapper, and send the file itself."""
+    if isinstance(wrapper, type):
+        return isinstance(result, wrapper)
+    return hasattr(result, "read")  # uWSGI's wrapper is a function that returns the file
+
+
+def _file_in_use(result: Any, in_flight: set[object], token: object) -> Iterable[bytes]:
+    end = getattr(result, "close", None)
+
+    def close_file() -> None:
+        try:
+            if end is not None:
+                end()
+        finally:
+            in_flight.discard(token)
+
+    try:
+        result.close = close_file
+    except AttributeError:  # a file of C: the server must get it as it is, so its use ends here
+        in_flight.discard(token)
+    return result  # type: ignore[no-any-return]
+
+
+def may_be_repeated(environ: WSGIEnvironment) -> bool:
+    """Whether a request is safe (RFC 9110 section 9.2.1) and has no body."""
+    return (
+        environ.get("REQUEST_METHOD") in {"GET", "HEAD", "OPTIONS"}
+        and environ.get("CONTENT_LENGTH") in {None, "", "0"}
+        and "HTTP_TRANSFER_ENCODING" not in environ
+    )
+
+
+def is_connection_error(error: BaseException) -> bool:
+    """Whether an application that proxies raised ``error`` because it could not reach its function."""
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return True
+    if not isinstance(error, Exception):
+        return False
+    # Imported late: an application that does not use them should not pay for them.
+    import requests
+    import urllib3
+
+    return isinstance(error, (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError))
+
+
+def restore_path(environ: WSGIEnvironment, path: str) -> None:
+    """Undo what a dispatcher below has moved from ``PATH_INFO`` to ``SCRIPT_NAME``."""
+    whole = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    if whole.endswith(path):
+        environ["SCRIPT_NAME"] = whole[: len(whole) - len(path)]
+    environ["PATH_INFO"] = path
+
+
+def with_server_timing(start_response: StartResponse, waited: float) -> StartResponse:
+    """Add how long the request waited, in milliseconds (W3C Server Timing)."""
+
+    def begin(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+        headers = [*headers, ("Server-Timing", f"cold-start;dur={waited * 1000:.1f}")]
+        return start_response(status, headers, *([] if exc_info is None else [exc_info]))
+
+    return begin

@@ -1,0 +1,77 @@
+"""The provider callback: a provider made of functions that you have already."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ..bounded import Bounded
+from ..model import AT_ZERO, Function, ReplicaStatus, SettingError
+
+_DOUBT_EVERY = 5.0
+"""Seconds for which a scale-up is believed, whatever the application meets: it bounds the calls that a
+function causes by answering 503 of its own accord."""
+
+_ONE = ReplicaStatus(replicas=1, available_replicas=1)
+
+
+class CallbackProvider:
+    """A provider from callbacks. Give either ``get_replicas`` and ``set_replicas``, or ``scale_up``.
+
+    Callbacks get ``(name, namespace)``, ``set_replicas`` the wanted count as well; they are called from
+    several threads. What they raise counts as :class:`~scalezero_wsgi.ProviderError`, but for the
+    package's own exceptions.
+
+    :param get_replicas: tells a :class:`~scalezero_wsgi.ReplicaStatus`.
+    :param set_replicas: asks for a count, and may return before it is reached.
+    :param scale_up: blocks until the function is ready. The function then counts as available until the
+        application cannot reach it (502, 503, 504 or a connection error); then it is called again.
+    :param scale_down: called when the function is to go to zero; with ``scale_up`` only.
+    :raises SettingError: any other combination.
+    """
+
+    def __init__(
+        self,
+        *,
+        get_replicas: Callable[[str, str], ReplicaStatus] | None = None,
+        set_replicas: Callable[[str, str, int], object] | None = None,
+        scale_up: Callable[[str, str], object] | None = None,
+        scale_down: Callable[[str, str], object] | None = None,
+    ) -> None:
+        asking = get_replicas is not None and set_replicas is not None
+        pushing = scale_up is not None
+        if asking == pushing or (get_replicas is None) != (set_replicas is None) or (scale_down and asking):
+            raise SettingError(
+                "CallbackProvider takes either get_replicas and set_replicas, or scale_up (and scale_down)"
+            )
+        self._get_replicas = get_replicas or self._remembered
+        self._set_replicas = set_replicas or self._scale
+        self._scale_up = scale_up
+        self._scale_down = scale_down
+        self._up_since: Bounded[Function, float] = Bounded(10_000)
+
+    def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
+        """Tell the status, from the callback or from memory."""
+        return self._get_replicas(name, namespace)
+
+    def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
+        """Ask for a count; with ``scale_up`` this blocks until the function is ready."""
+        self._set_replicas(name, namespace, replicas)
+
+    def doubt(self, name: str, namespace: str) -> None:
+        """Forget that the function was scaled up, unless that was just now."""
+        since = self._up_since.get(Function(name, namespace))
+        if since is not None and time.monotonic() >= since + _DOUBT_EVERY:
+            self._up_since.pop(Function(name, namespace))
+
+    def _remembered(self, name: str, namespace: str) -> ReplicaStatus:
+        return AT_ZERO if self._up_since.get(Function(name, namespace)) is None else _ONE
+
+    def _scale(self, name: str, namespace: str, replicas: int) -> None:
+        if replicas == 0:
+            self._up_since.pop(Function(name, namespace))
+            if self._scale_down is not None:
+                self._scale_down(name, namespace)
+        elif self._scale_up is not None:
+            self._scale_up(name, namespace)
+            self._up_since.set(Function(name, namespace), time.monotonic())

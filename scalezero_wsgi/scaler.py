@@ -1,0 +1,393 @@
+"""The cold path: query, scale up, wait for a replica; one leader for each function.
+
+After OpenFaaS's ``gateway/handlers/scaling.go``, with its faults mended: whatever the provider says is
+cached when it is seen, a wait that ends without a replica is an error, and one failed query ends
+nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from .backoff import backoff_step, growing
+from .bounded import Bounded
+from .events import FunctionReady, ProviderFailed, Reporter, ScaleRequested, StartFailed, WaitGivenUp
+from .function_cache import FunctionCache, FunctionMeta
+from .model import (
+    Function,
+    FunctionFailed,
+    FunctionNotFound,
+    NotAvailable,
+    ProviderError,
+    ReplicaStatus,
+    TooManyWaiting,
+)
+from .providers.base import DoubtingProvider, Provider, WatchingProvider
+from .single_flight import Flight, SingleFlight
+
+PROVIDER_PATIENCE = 3.0
+"""Seconds for which a provider may fail without a break before the flight ends with its error."""
+
+LINGER = 60.0
+"""Seconds for which a flight goes on after the last deadline of those who waited."""
+
+SETTLE = 2.0
+"""Seconds that a provider may take to show the count that was set, before it is set again."""
+
+STABLE = 60.0
+"""Seconds after which an end of a function has nothing to do with its start any more."""
+
+REFRESH_PAUSE = 0.5
+"""Seconds without another background refresh after one that failed."""
+
+WATCH = 5.0
+"""Seconds for which a provider is asked to watch for a change at a time."""
+
+MAX_LEADERS = 1_000
+"""Functions that may be asked for at once: it bounds the threads that a hanging provider can hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """The last failed start: how many in a row, of which start, and until when it is left alone."""
+
+    count: int
+    start: float
+    reason: str
+    retry_at: float
+
+
+class _Patience:
+    """How long one kind of provider call has failed without a break."""
+
+    __slots__ = ("_clock", "_since", "delays", "trouble")
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.reset()
+
+    def reset(self) -> None:
+        self._since: float | None = None
+        self.trouble: ProviderError | None = None
+        self.delays = growing(0.05, 1.0, factor=2.0)
+
+    def lost(self, error: ProviderError) -> None:
+        """Note a failure; raises it when there were too many."""
+        self.trouble = error
+        now = self._clock()
+        if self._since is None:
+            self._since = now
+        elif now - self._since >= PROVIDER_PATIENCE:
+            raise error
+
+
+class FunctionScaler:
+    """Makes functions available. Safe for threads and after a fork; threads start on first use.
+
+    :param provider: the one who knows replicas. Calls block within the provider's own time-outs.
+    :param cache: where every answer goes.
+    :param report: is told what happens.
+    :param clock: monotonic seconds.
+    :param sleep: pauses a leader.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        cache: FunctionCache,
+        *,
+        report: Reporter | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] | None = None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._provider = provider
+        self._watching = provider if isinstance(provider, WatchingProvider) else None
+        self._cache = cache
+        self._report = report or Reporter()
+        self._clock = clock
+        # Looked up late: gevent may replace time.sleep after this line has run.
+        self._sleep = sleep or (lambda duration: time.sleep(duration))
+        self._jitter = jitter
+        self._wakes: SingleFlight[Function, FunctionMeta] = SingleFlight("scalezero-wake", MAX_LEADERS, clock)
+        self._refreshes: SingleFlight[Function, None] = SingleFlight("scalezero-refresh", MAX_LEADERS, clock)
+        self._starts: Bounded[Function, float] = Bounded(10_000)
+        self._failures: Bounded[Function, _Failure] = Bounded(10_000)
+        self._durations: Bounded[Function, tuple[float, ...]] = Bounded(10_000)
+        self._refresh_after: Bounded[Function, float] = Bounded(10_000)
+
+    # What the door asks for
+
+    def ensure_available(
+        self, function: Function, deadline: float, *, since: float = -math.inf
+    ) -> FunctionMeta:
+        """Block until the function has a replica, waking it when it is at zero.
+
+        :param deadline: monotonic seconds up to which the caller waits.
+        :param since: take no answer to a question asked before that moment.
+        :raises FunctionNotFound: the provider does not know the function.
+        :raises ProviderError: the provider failed for too long, or has not answered by the deadline.
+        :raises FunctionFailed: the function cannot start, or rests after a failed start.
+        :raises NotAvailable: the deadline came first. The flight goes on.
+        :raises TooManyWaiting: too many functions are being asked for.
+        """
+        begun = self._clock()
+        self._refuse_while_resting(function)
+        while True:
+            if self._cache.is_missing(function):
+                raise FunctionNotFound(*function)
+            flight = self._wakes.join(function, partial(self._wake, function, since), deadline + LINGER)
+            if not flight.wait(deadline - self._clock()):
+                raise self._give_up(function, flight, begun)
+            meta = flight.result()
+            if meta.last_refresh >= since:
+                return meta
+
+    def refresh(self, function: Function) -> None:
+        """Ask for the function's status in the background, unless that is being done. Never blocks."""
+        if self._refreshes.under_way(function):
+            return
+        now = self._clock()
+        if now < (self._refresh_after.get(function) or -math.inf):
+            return
+        try:
+            self._refreshes.join(function, partial(self._refresh, function), now + LINGER)
+        except TooManyWaiting as error:
+            self._report(ProviderFailed(function, error))
+
+    def doubt(self, meta: FunctionMeta) -> bool:
+        """The application could not reach the function: ask the provider again before it is used.
+
+        :return: ``False`` if the provider stood by its answer less than an expiry ago: then the function
+            is there, its errors are its own, and nothing is asked for.
+        """
+        if self._clock() <= meta.usage.vouched_at + self._cache.expiry:
+            return False
+        self._cache.doubt(meta.function)
+        if isinstance(self._provider, DoubtingProvider):
+            self._provider.doubt(*meta.function)
+        return True
+
+    def expected_start(self, function: Function) -> float | None:
+        """The median of the last starts, in seconds; ``None`` before the first."""
+        durations = sorted(self._durations.get(function) or ())
+        return durations[len(durations) // 2] if durations else None
+
+    # What a leader does
+
+    def _wake(self, function: Function, since: float, flight: Flight[FunctionMeta]) -> FunctionMeta:
+        # Whoever decided to join before the last flight ended starts this one after it: look again.
+        known = self._cache.find(function)
+        if (
+            known is not None
+            and known.available
+            and known.last_refresh >= since
+            and not known.expired(self._cache.expiry, self._clock())
+        ):
+            return known
+        return _Wake(self, function, flight, doubted=known is not None and known.doubted).lead()
+
+    def _refresh(self, function: Function, _: Flight[None]) -> None:
+        try:
+            self._query(function)
+        except FunctionNotFound:
+            pass
+        except ProviderError as error:
+            self._refresh_after.set(function, self._clock() + REFRESH_PAUSE)
+            self._report(ProviderFailed(function, error))
+
+    def _query(self, function: Function, seen: ReplicaStatus | None = None) -> FunctionMeta:
+        """Ask the provider, or let it watch for a change from ``seen``; remember the answer."""
+        asked_at = self._clock()
+        try:
+            if seen is None or self._watching is None:
+                status = self._provider.get_replicas(*function)
+            else:
+                status = self._watching.wait_for_change(*function, seen, WATCH)
+                asked_at = self._clock() if status != seen else asked_at
+        except FunctionNotFound:
+            self._cache.set_missing(function)
+            raise
+        except ProviderError:
+            raise
+        except Exception as error:
+            raise ProviderError(f"{type(error).__name__}: {error}") from error
+        if not isinstance(status, ReplicaStatus):
+            raise ProviderError(f"get_replicas returned {status!r}, not a ReplicaStatus")
+        return self._cache.set(function.name, status, function.namespace, asked_at=asked_at)
+
+    def _set_replicas(self, function: Function, replicas: int) -> None:
+        try:
+            self._provider.set_replicas(*function, replicas)
+        except FunctionNotFound:
+            self._cache.set_missing(function)
+            raise
+        except ProviderError:
+            raise
+        except Exception as error:
+            raise ProviderError(f"{type(error).__name__}: {error}") from error
+
+    # Failed starts and the rest after them
+
+    def _refuse_while_resting(self, function: Function) -> None:
+        failure = self._failures.get(function)
+        if failure is not None:
+            left = failure.retry_at - self._clock()
+            if left > 0:
+                raise FunctionFailed(function, failure.reason, left)
+
+    def _fail(self, function: Function, reason: str, start: float, rest_from: float) -> None:
+        """Note a failed start, and rest: each failure in a row doubles the time to the next start.
+
+        :raises FunctionFailed: unless the rest is over already.
+        """
+        now = self._clock()
+        last = self._failures.get(function)
+        in_a_row = last is not None and now <= last.retry_at + STABLE
+        count = last.count + 1 if last is not None and in_a_row else 1
+        retry_at = rest_from + backoff_step(count)
+        self._failures.set(function, _Failure(count, start, reason, retry_at))
+        if retry_at > now:
+            self._report(StartFailed(function, reason, retry_at - now))
+        self._refuse_while_resting(function)
+
+    def _check_last_start(self, function: Function, reason: str) -> None:
+        """The function ended by itself. Soon after its start that counts as a failed one, once."""
+        start = self._starts.get(function)
+        failure = self._failures.get(function)
+        counted = failure is not None and failure.start == start
+        if start is not None and self._clock() <= start + STABLE and not counted:
+            self._fail(function, reason, start, rest_from=start)
+
+    # What becomes of a wait
+
+    def _give_up(self, function: Function, flight: Flight[FunctionMeta], begun: float) -> Exception:
+        waited = self._clock() - begun
+        self._report(WaitGivenUp(function, waited))
+        if flight.trouble is not None:
+            return ProviderError(str(flight.trouble))
+        expected = self.expected_start(function)
+        left = 1.0 if expected is None else expected - waited
+        return NotAvailable(function, waited, max(1.0, left))
+
+    def _woken(self, meta: FunctionMeta, after: float) -> None:
+        meta.usage.woken_at = self._clock()
+        self._durations.change(meta.function, lambda known: (*(known or ()), after)[-5:])
+        self._report(FunctionReady(meta.function, after))
+
+
+class _Wake:
+    """One flight, from the first query to the first replica."""
+
+    def __init__(
+        self, scaler: FunctionScaler, function: Function, flight: Flight[FunctionMeta], *, doubted: bool
+    ) -> None:
+        self._scaler = scaler
+        self._function = function
+        self._flight = flight
+        self._doubted = doubted
+        self._clock = scaler._clock
+        self._begun = self._clock()
+        self._querying = _Patience(self._clock)
+        self._scaling = _Patience(self._clock)
+        self._polls = growing(0.005, 0.25, factor=1.5)
+        self._requested_at: float | None = None
+        self._request_seen = False
+
+    def lead(self) -> FunctionMeta:
+        """Loop until a replica is available.
+
+        :raises ScaleZeroError: there will be none.
+        """
+        self._flight.trouble = ProviderError("the provider did not answer in time")
+        seen: ReplicaStatus | None = None
+        met_unavailable = False
+        while True:
+            try:
+                meta = self._scaler._query(self._function, seen)
+            except ProviderError as error:
+                seen = None
+                self._lose(self._querying, error)
+                continue
+            self._querying.reset()
+            self._flight.trouble = self._scaling.trouble
+            if meta.available:
+                self._arrive(meta, met_unavailable)
+                return meta
+            met_unavailable = True
+            self._check_failure(meta.status)
+            if self._must_request(meta.status) and not self._request(meta.status):
+                seen = None
+                continue
+            changed = meta.status != seen
+            seen = meta.status
+            self._pause(changed)
+
+    def _arrive(self, meta: FunctionMeta, met_unavailable: bool) -> None:
+        if met_unavailable:
+            self._scaler._woken(meta, self._clock() - self._begun)
+        elif self._doubted:
+            meta.usage.vouched_at = self._clock()
+
+    def _check_failure(self, status: ReplicaStatus) -> None:
+        if status.failure is None:
+            return
+        if self._requested_at is not None or status.replicas > 0:
+            now = self._clock()
+            self._scaler._fail(self._function, status.failure, self._requested_at or now, rest_from=now)
+        else:
+            # Left from before: it does not stand against a new start, but for one that came too soon.
+            self._scaler._check_last_start(self._function, status.failure)
+
+    def _must_request(self, status: ReplicaStatus) -> bool:
+        if status.replicas > 0:
+            self._request_seen = True
+            return False
+        if self._requested_at is None or self._request_seen:
+            return True
+        return self._clock() >= self._requested_at + SETTLE
+
+    def _request(self, status: ReplicaStatus) -> bool:
+        """Scale up from zero; whether the provider took it."""
+        replicas = status.first_replicas
+        started = self._clock()
+        try:
+            self._scaler._set_replicas(self._function, replicas)
+        except ProviderError as error:
+            self._lose(self._scaling, error)
+            return False
+        self._scaling.reset()
+        self._flight.trouble = None
+        self._requested_at = started
+        self._request_seen = False
+        self._scaler._starts.set(self._function, started)
+        self._scaler._report(ScaleRequested(self._function, status.replicas, replicas))
+        self._polls = growing(0.005, 0.25, factor=1.5)
+        return True
+
+    def _lose(self, patience: _Patience, error: ProviderError) -> None:
+        self._flight.trouble = error
+        self._scaler._report(ProviderFailed(self._function, error))
+        patience.lost(error)
+        self._sleep(patience.delays)
+
+    def _pause(self, changed: bool) -> None:
+        """Wait before the next query. A provider that watches waits by itself, unless it came back
+        without a change, too early perhaps: then the poll's pauses keep it from spinning."""
+        if self._scaler._watching is None or not changed:
+            self._sleep(self._polls)
+        self._check_end()
+
+    def _sleep(self, delays: Iterator[float]) -> None:
+        self._scaler._sleep(next(delays) * (0.75 + self._scaler._jitter() / 2))
+        self._check_end()
+
+    def _check_end(self) -> None:
+        now = self._clock()
+        if now > self._flight.until:
+            raise NotAvailable(self._function, now - self._begun)

@@ -1,0 +1,135 @@
+"""One call at a time for each key, shared by all who want its outcome.
+
+A flight belongs to nobody who waits for it: a background thread leads it, and every caller joins with
+a deadline of its own. Whoever goes away leaves the flight to the others.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from .model import TooManyWaiting
+from .per_process import PerProcess
+
+K = TypeVar("K")
+T = TypeVar("T")
+
+
+class Flight(Generic[T]):
+    """A call under way.
+
+    :ivar until: monotonic seconds after which the leader should end; later joiners move it on.
+    :ivar trouble: the error that the leader met last, while it still tries.
+    """
+
+    __slots__ = ("_error", "_landed", "_value", "trouble", "until")
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+        self.trouble: Exception | None = None
+        self._landed = threading.Event()
+        self._value: T
+        self._error: BaseException | None = None
+
+    def wait(self, timeout: float) -> bool:
+        """Wait at most ``timeout`` seconds; whether the flight has ended."""
+        return self._landed.wait(max(0.0, timeout))
+
+    def result(self) -> T:
+        """The outcome of a flight that has ended; the leader's error is raised."""
+        if self._error is not None:
+            # Many waiters raise this one object: each begins its traceback anew.
+            raise self._error.with_traceback(None)
+        return self._value
+
+    def lead(self, call: Callable[[Flight[T]], T]) -> None:
+        """Make the call and keep its outcome, whatever it is."""
+        try:
+            self._value = call(self)
+        except BaseException as error:  # noqa: BLE001  the waiters must be released in any case
+            self._error = error
+
+    def land(self) -> None:
+        """Release everyone who waits."""
+        self._landed.set()
+
+
+class _Flights(Generic[K, T]):
+    __slots__ = ("by_key", "leaders", "lock")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.by_key: dict[K, Flight[T]] = {}
+        self.leaders: set[object] = set()
+
+
+class SingleFlight(Generic[K, T]):
+    """Starts flights and joins callers to them. Safe for threads; each process has flights of its own.
+
+    A single flight is not exactly-once: who comes after it ended starts another. What must happen once
+    is checked again inside the call.
+
+    :param name: of the threads.
+    :param limit: how many leaders may run at once, those included whose call hangs.
+    :param clock: where monotonic seconds come from.
+    """
+
+    __slots__ = ("_clock", "_flights", "_limit", "_name")
+
+    def __init__(self, name: str, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._name = name
+        self._limit = limit
+        self._clock = clock
+        self._flights: PerProcess[_Flights[K, T]] = PerProcess(_Flights)
+
+    def under_way(self, key: K) -> bool:
+        """Whether a flight for ``key`` runs. Takes no lock."""
+        return key in self._flights.get().by_key
+
+    def join(self, key: K, call: Callable[[Flight[T]], T], until: float) -> Flight[T]:
+        """Join the flight for ``key``, or start one that makes ``call`` in a thread of its own.
+
+        A flight that is past its ``until`` hangs, and is given up for a new one.
+
+        :param until: monotonic seconds up to which the caller wants the flight to go on.
+        :raises TooManyWaiting: no further leader may run.
+        """
+        flights = self._flights.get()
+        with flights.lock:
+            flight = flights.by_key.get(key)
+            if flight is not None and self._clock() <= flight.until:
+                flight.until = max(flight.until, until)
+                return flight
+            if len(flights.leaders) >= self._limit:
+                raise TooManyWaiting(f"{self._limit} functions are being asked for already")
+            flight = Flight(until)
+            flights.by_key[key] = flight
+            flights.leaders.add(flight)
+
+        def lead(flight: Flight[T] = flight) -> None:
+            try:
+                flight.lead(call)
+            finally:
+                self._end(flights, key, flight)
+
+        try:
+            threading.Thread(target=lead, name=self._name, daemon=True).start()
+        except RuntimeError:  # can't start new thread
+            flight.lead(_no_thread)
+            self._end(flights, key, flight)
+        return flight
+
+    @staticmethod
+    def _end(flights: _Flights[K, T], key: K, flight: Flight[T]) -> None:
+        with flights.lock:
+            flights.leaders.discard(flight)
+            if flights.by_key.get(key) is flight:
+                del flights.by_key[key]
+        flight.land()
+
+
+def _no_thread(_: object) -> Any:
+    raise TooManyWaiting("no thread could be started")
