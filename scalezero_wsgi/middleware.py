@@ -223,7 +223,7 @@ class ScaleZeroMiddleware:
         :return: what is answered instead; ``None`` if the application's answer stands.
         """
         if is_connection_error(error) if error is not None else begun is not None and begun is not PASSED_ON:
-            may_repeat = not call.last and (begun is None or not begun.released)
+            may_repeat = self.settings.replay and not call.last and (begun is None or not begun.released)
             answer = self._try_again(call, may_repeat and may_be_repeated(call.environ), result)
             if answer is not None:
                 return answer

@@ -339,7 +339,8 @@ class _Wake:
             return
         if self._requested_at is not None or status.replicas > 0:
             now = self._clock()
-            self._scaler._fail(self._function, status.failure, self._requested_at or now, rest_from=now)
+            start = now if self._requested_at is None else self._requested_at
+            self._scaler._fail(self._function, status.failure, start, rest_from=now)
         else:
             # Left from before: it does not stand against a new start, but for one that came too soon.
             self._scaler._check_last_start(self._function, status.failure)
