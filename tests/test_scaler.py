@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
@@ -116,12 +117,17 @@ def test_a_count_that_never_shows_is_set_again_after_a_while() -> None:
 
 
 def test_polls_grow_from_5_to_250_milliseconds() -> None:
-    bench = Bench(ScriptedProvider(STARTING))
     times: list[float] = []
-    bench.provider = bench.scaler._provider = ScriptedProvider(lambda: (times.append(bench.clock()), STARTING)[1])
+    bench = Bench(ScriptedProvider(STARTING))
+
+    def poll() -> ReplicaStatus:
+        times.append(bench.clock())
+        return STARTING
+
+    bench.scaler._provider = ScriptedProvider(poll)
     with pytest.raises(NotAvailable):
         bench.wake(until=10)
-    gaps = [round(later - earlier, 6) for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [round(later - earlier, 6) for earlier, later in itertools.pairwise(times)]
     assert gaps[0] == pytest.approx(0.005)
     assert max(gaps) == pytest.approx(0.25)
     assert gaps == sorted(gaps)
@@ -288,7 +294,9 @@ class TestAProviderThatWatches:
     class Watching(ScriptedProvider):
         watched: list[tuple[ReplicaStatus, float]]
 
-        def __init__(self, *script: ReplicaStatus | Exception, changes: list[ReplicaStatus | Exception]) -> None:
+        def __init__(
+            self, *script: ReplicaStatus | Exception, changes: list[ReplicaStatus | Exception]
+        ) -> None:
             super().__init__(*script)
             self.changes = changes
             self.watched = []

@@ -1,0 +1,93 @@
+"""Starts real servers in processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def until(condition: Callable[[], bool], timeout: float = 20.0, pause: float = 0.01) -> None:
+    """Wait for ``condition``, and fail loudly if it does not come."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout} s in vain")
+        time.sleep(pause)
+
+
+@dataclass
+class Server:
+    url: str
+    process: subprocess.Popen[bytes]
+    log_path: Path
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    def get(self, path: str, timeout: float = 30.0, **options: object) -> requests.Response:
+        return requests.get(self.url + path, timeout=timeout, **options)  # type: ignore[arg-type]
+
+    def workers(self) -> list[int]:
+        return children(self.process.pid)
+
+
+def children(pid: int) -> list[int]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+    return [int(child) for child in listed.split()]
+
+
+def is_up(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextlib.contextmanager
+def serving(command: list[str], port: int, log: Path, env: dict[str, str] | None = None) -> Iterator[Server]:
+    """Run ``command`` until the block ends; it must listen on ``port`` soon."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=ROOT)
+    server = Server(f"http://127.0.0.1:{port}", process, log)
+    try:
+        until(lambda: process.poll() is not None or is_up(port))
+        assert process.poll() is None, server.log
+        yield server
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(20)
+
+
+@contextlib.contextmanager
+def gunicorn(
+    app: str, log: Path, *options: str, worker: str = "gthread", env: dict[str, str] | None = None
+) -> Iterator[Server]:
+    """Run ``app`` under gunicorn."""
+    port = free_port()
+    command = [sys.executable, "-m", "gunicorn", app, "-b", f"127.0.0.1:{port}", "-k", worker]
+    command += ["--no-control-socket", "--graceful-timeout", "5", *options]
+    with serving(command, port, log, env) as server:
+        yield server

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scalezero_wsgi.cli import main
+from tests.servers.harness import ROOT, Server, free_port, serving, until
+
+
+@contextlib.contextmanager
+def serve(tmp_path: Path, *arguments: str) -> Iterator[Server]:
+    port = free_port()
+    command = [sys.executable, "-m", "scalezero_wsgi", "serve", *arguments, "--bind", f"127.0.0.1:{port}"]
+    with serving(command, port, tmp_path / "log", {"TMPDIR": str(tmp_path), "HOME": str(tmp_path)}) as server:
+        yield server
+
+
+def functions_of(tmp_path: Path) -> list[int]:
+    """The processes whose output goes into the state directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and str(tmp_path / "scalezero-") in str((entry / "fd" / "1").readlink()):
+                found.append(int(entry.name))
+    return found
+
+
+def test_it_serves_the_built_in_functions_and_prints_the_line_to_try(tmp_path: Path) -> None:
+    with serve(tmp_path) as server:
+        until(lambda: "curl" in server.log)
+        line = re.search(r"curl -i http://[\d.:]+(/function/\w+)", server.log)
+        assert line is not None
+        answer = server.get(line[1])
+        assert answer.text.startswith("Hello from process ")
+        assert "Server-Timing" in answer.headers
+        echo = server.get("/function/echo/a%2Fb?x=1", headers={"X-Custom": "y"}).text
+        assert echo.startswith("GET /a%2Fb?x=1 HTTP/1.1\n")
+        assert "X-Custom: y" in echo
+        assert server.get("/function/nope").status_code == 404
+        assert len(functions_of(tmp_path)) == 2
+
+
+def test_no_process_is_left_behind(tmp_path: Path) -> None:
+    with serve(tmp_path, "--workers", "2") as server:
+        assert server.get("/function/hello").status_code == 200
+        before = functions_of(tmp_path)
+        assert len(before) == 1
+        for worker in server.workers():
+            if worker not in before:
+                os.kill(worker, signal.SIGKILL)
+        until(lambda: len(server.workers()) == 2 and server.get("/function/hello").status_code == 200)
+        assert functions_of(tmp_path) == before
+    assert functions_of(tmp_path) == []
+
+
+def test_all_workers_share_one_process(tmp_path: Path) -> None:
+    with serve(tmp_path, "--workers", "4", "--threads", "2") as server:
+        told = {server.get("/function/hello").text.partition(",")[0] for _ in range(40)}
+        assert len(told) == 1
+
+
+def test_it_serves_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "functions.toml"
+    file.write_text(
+        "[functions.greet]\n"
+        f"command = [{sys.executable!r}, '-m', 'scalezero_wsgi.demo', 'hello', '{{port}}']\n"
+        "[functions.broken]\ncommand = ['sh', '-c', 'echo no database; exit 3']\n",
+        encoding="utf-8",
+    )
+    with serve(tmp_path, str(file)) as server:
+        assert server.get("/function/greet").status_code == 200
+        for _ in range(5):
+            broken = server.get("/function/broken")
+            assert broken.status_code == 503
+            assert "no database" in broken.json()["detail"]
+            assert int(broken.headers["Retry-After"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[functions.a]\ncomand = ['x']\n", "comand"),
+        ("[functions.a]\ncommand = 'x'\n", "command"),
+        ("[functions", "cannot be read"),
+    ],
+)
+def test_a_wrong_file_stops_the_start_and_is_named(
+    content: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "functions.toml"
+    file.write_text(content, encoding="utf-8")
+    assert main(["serve", str(file)]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_wrong_setting_in_the_environment_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("SCALEZERO_MAX_WAIT", "soon")
+    assert main(["serve"]) == 2
+    assert "max_wait: 'soon' is not a duration" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--workers", "--threads"])
+def test_a_wrong_option_is_named(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", option, "0"])
+    assert "'0' is not allowed" in capsys.readouterr().err
+
+
+def test_without_gunicorn_the_extra_is_named() -> None:
+    code = "import sys; sys.modules['gunicorn.app.base'] = None;"
+    code += "from scalezero_wsgi.cli import main; sys.exit(main(['serve']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert "scalezero_wsgi[serve]" in done.stderr
