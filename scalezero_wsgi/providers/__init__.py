@@ -1,30 +1,99 @@
 """Those who know replicas and change their number.
 
-A provider's module is imported when it is first named, so that nobody pays for what he does not use.
+A provider is given as an object, or chosen by name with keywords or by URL, see :func:`make_provider`. Its
+module is imported when it is first named, so that nobody pays for what he does not use.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, cast
+
+from ..model import SettingError
 from .base import DoubtingProvider, ListingProvider, Provider, WatchingProvider
 
 if TYPE_CHECKING:
     from .callback import CallbackProvider
+    from .docker import DockerProvider
+    from .kubernetes import KubernetesProvider
+    from .openfaas import OpenFaaSProvider
     from .process import ProcessProvider
+    from .process_config import ProcessFunction, Ready, Stop
+    from .swarm import SwarmProvider
 
 __all__ = [
     "CallbackProvider",
+    "DockerProvider",
     "DoubtingProvider",
+    "KubernetesProvider",
     "ListingProvider",
+    "OpenFaaSProvider",
+    "ProcessFunction",
     "ProcessProvider",
     "Provider",
+    "Ready",
+    "Stop",
+    "SwarmProvider",
     "WatchingProvider",
+    "make_provider",
 ]
 
-_HOMES = {"CallbackProvider": "callback", "ProcessProvider": "process"}
+GROUP = "scalezero_wsgi.providers"
+"""The entry point group of providers that others make: a name, and a class that is made with keywords and
+has a class method ``from_url``."""
+
+_HOMES = {
+    "CallbackProvider": "callback",
+    "DockerProvider": "docker",
+    "KubernetesProvider": "kubernetes",
+    "OpenFaaSProvider": "openfaas",
+    "ProcessFunction": "process_config",
+    "ProcessProvider": "process",
+    "Ready": "process_config",
+    "Stop": "process_config",
+    "SwarmProvider": "swarm",
+}
+
+_NAMES = {
+    "docker": "DockerProvider",
+    "kubernetes": "KubernetesProvider",
+    "openfaas": "OpenFaaSProvider",
+    "process": "ProcessProvider",
+    "swarm": "SwarmProvider",
+}
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def make_provider(which: str, **keywords: Any) -> Provider:
+    """Make a provider by name or by URL.
+
+    :param which: ``"docker"``, or a URL whose scheme begins with the name, such as ``"docker://"``,
+        ``"kubernetes://?namespace=fn"`` or ``"openfaas+http://gateway:8080"``; of this package or of
+        another one's entry point in the group ``scalezero_wsgi.providers``.
+    :param keywords: of the provider's class; with a name only.
+    :raises SettingError: there is no such provider, or the URL or a keyword is not allowed.
+    :raises MissingExtra: the provider's library is not installed.
+    """
+    scheme, colon, _ = which.partition(":")
+    kind = _kind(scheme.partition("+")[0])
+    if not colon:
+        return cast("Provider", kind(**keywords))
+    if keywords:
+        raise SettingError(f"provider: {which!r} is a URL, so it takes no keywords ({', '.join(keywords)})")
+    return cast("Provider", kind.from_url(which))
+
+
+def _kind(name: str) -> Any:
+    if name in _NAMES:
+        return __getattr__(_NAMES[name])
+    others = entry_points(group=GROUP)
+    if name in others.names:
+        return others[name].load()
+    known = ", ".join(sorted({*_NAMES, *others.names}))
+    raise SettingError(f"provider: there is none called {name!r}; there are: {known}")

@@ -1,0 +1,192 @@
+"""What is set for a process: which command, when it is ready, how it is stopped; from Python or TOML."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from signal import Signals
+from types import MappingProxyType
+from typing import Any
+
+from ..durations import seconds
+from ..model import Function, SettingError
+
+_NAME_PART = re.compile(r"[a-zA-Z0-9_]([-a-zA-Z0-9_.]{0,61}[a-zA-Z0-9_])?", re.ASCII)
+_URL_PATH = re.compile(r"/[!-~]*", re.ASCII)
+
+
+def wrong(key: str, value: object, allowed: str) -> SettingError:
+    """The error that names the setting, its value and what is allowed."""
+    return SettingError(f"{key} = {value!r} is not allowed; it must be {allowed}")
+
+
+def _table(name: str, value: object, allowed: Collection[str]) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise wrong(name, value, f"a table with the keys {', '.join(allowed)}")
+    for key in value:
+        if key not in allowed:
+            raise SettingError(f"{name}: unknown key {key!r} ({value[key]!r}); allowed: {', '.join(allowed)}")
+    return dict(value)
+
+
+def _duration(key: str, value: object) -> float:
+    try:
+        return seconds(value)
+    except ValueError as error:
+        raise SettingError(f"{key}: {error}") from error
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """When a process counts as available.
+
+    :param path: the path that answers a GET with 2xx or 3xx; ``None``: the port accepts a connection.
+    :param timeout: seconds (or a string such as ``"30s"``) within which it must; else it is stopped.
+    :raises SettingError: a value is not allowed.
+    """
+
+    path: str | None = None
+    timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.path is not None and not (_is_text(self.path) and _URL_PATH.fullmatch(self.path)):
+            raise wrong("ready.path", self.path, "a path such as '/' or '/healthz', percent-encoded")
+        object.__setattr__(self, "timeout", _duration("ready.timeout", self.timeout))
+        if not self.timeout:
+            raise wrong("ready.timeout", self.timeout, "more than 0 seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """How a process is stopped.
+
+    :param signal: the name of the signal that asks it to end, such as ``"TERM"`` or ``"INT"``.
+    :param grace: seconds (or a string such as ``"10s"``) after which it is killed.
+    :raises SettingError: a value is not allowed.
+    """
+
+    signal: str = "TERM"
+    grace: float = 10.0
+
+    def __post_init__(self) -> None:
+        if f"SIG{self.signal}" not in Signals.__members__:
+            raise wrong("stop.signal", self.signal, "a signal's name such as 'TERM', 'INT' or 'QUIT'")
+        object.__setattr__(self, "grace", _duration("stop.grace", self.grace))
+
+    @property
+    def signum(self) -> Signals:
+        """The signal itself."""
+        return Signals[f"SIG{self.signal}"]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessFunction:
+    """One function: a command that serves HTTP on a port of 127.0.0.1 that it is told.
+
+    :param command: program (found by ``PATH``) and arguments; ``{port}`` in a word becomes the port.
+    :param ready: when it counts as available.
+    :param env: added to the worker's environment, ``{port}`` replaced likewise; ``PORT`` is set anyway.
+    :param cwd: the directory to run in; ``None``: the worker's.
+    :param stop: how it is stopped.
+    :raises SettingError: a value is not allowed.
+    """
+
+    command: Sequence[str]
+    ready: Ready = Ready()
+    env: Mapping[str, str] = field(default_factory=dict, hash=False)
+    cwd: str | Path | None = None
+    stop: Stop = Stop()
+
+    def __post_init__(self) -> None:
+        command: object = self.command
+        env: object = self.env
+        cwd: object = self.cwd
+        if not (isinstance(command, list | tuple) and command and all(map(_is_text, command)) and command[0]):
+            raise wrong("command", command, "a list of strings that begins with the program")
+        if not isinstance(env, Mapping) or not all(map(_is_text, env.values())):
+            raise wrong("env", env, "a table of strings")
+        if not all(_is_text(name) and name and "=" not in name for name in env):
+            raise wrong("env", env, "a table whose keys are names without '='")
+        if cwd is not None and not (isinstance(cwd, str | Path) and _is_text(str(cwd))):
+            raise wrong("cwd", cwd, "the path of a directory")
+        if not isinstance(self.ready, Ready):
+            raise wrong("ready", self.ready, "a Ready")
+        if not isinstance(self.stop, Stop):
+            raise wrong("stop", self.stop, "a Stop")
+        object.__setattr__(self, "command", tuple(self.command))
+        object.__setattr__(self, "env", MappingProxyType(dict(self.env)))
+
+
+def functions_from_toml(path: str | os.PathLike[str]) -> dict[str, ProcessFunction]:
+    """Read a file's ``[functions.<name>]`` tables.
+
+    :param path: the file. A relative ``cwd`` in it counts from the directory that it lies in.
+    :raises SettingError: it cannot be read, or a key or a value in it is not allowed.
+    """
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingError(f"{os.fspath(path)} cannot be read: {error}") from error
+    tables = _table("the file", content, ("functions",)).get("functions")
+    if not isinstance(tables, Mapping) or not tables:
+        raise wrong("functions", tables, "one table [functions.<name>] or more")
+    base = Path(path).parent
+    return {key: _from_table(key, table, base) for key, table in tables.items()}
+
+
+def _from_table(key: str, table: object, base: Path) -> ProcessFunction:
+    try:
+        values = _table("function", table, ("command", "ready", "env", "cwd", "stop"))
+        if isinstance(values.get("cwd"), str):
+            values["cwd"] = base / values["cwd"]
+        if "ready" in values:
+            values["ready"] = _ready(values["ready"])
+        if "stop" in values:
+            values["stop"] = Stop(**_table("stop", values["stop"], ("signal", "grace")))
+        return ProcessFunction(**{"command": None, **values})
+    except SettingError as error:
+        raise SettingError(f"function {key!r}: {error}") from error
+
+
+def _ready(value: object) -> Ready:
+    table = _table("ready", value, ("path", "tcp", "timeout"))
+    tcp = table.pop("tcp", "path" not in table)
+    if tcp is not ("path" not in table):
+        raise wrong("ready.tcp", tcp, "true, or left out when there is a path")
+    return Ready(**table)
+
+
+def checked_name(key: str) -> Function:
+    """The function that is called ``"name"`` or ``"name.namespace"`` in the settings.
+
+    :raises SettingError: it cannot be called so.
+    """
+    function = split_name(key)
+    if not all(map(_NAME_PART.fullmatch, function if "." in key else function[:1])):
+        raise wrong("functions", key, "'name' or 'name.namespace', of letters, digits, '-', '_' and '.'")
+    return function
+
+
+def split_name(key: str) -> Function:
+    """Undo ``str(function)``."""
+    name, dot, namespace = key.rpartition(".")
+    return Function(name, namespace) if dot else Function(key)
+
+
+def digest(functions: Mapping[Function, ProcessFunction]) -> str:
+    """A short text that equal functions have in common, in whatever order they are given."""
+    # A relative command means another program in another directory, so the latter counts as well.
+    content = sorted(
+        repr((key, f.command, f.ready, sorted(f.env.items()), Path(f.cwd or ".").absolute(), f.stop))
+        for key, f in functions.items()
+    )
+    return hashlib.sha256("\n".join(content).encode(errors="surrogateescape")).hexdigest()[:16]

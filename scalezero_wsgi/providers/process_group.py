@@ -1,0 +1,92 @@
+"""What a process shows of itself: to the kernel, with its group, and on its port."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from signal import Signals
+from typing import NamedTuple, Self
+
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """A process that leads a group of its own, told from a later one with the same id.
+
+    :param pid: also the group's id; 0: there is none.
+    :param started: when, as the kernel counts it; empty where there is no ``/proc``.
+    """
+
+    pid: int
+    started: str
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """The process that has this id now."""
+        look = _look(pid)
+        return cls(pid, look.started if look else "")
+
+    def lives(self) -> bool:
+        """Whether it is there, and no zombie."""
+        look = _look(self.pid)
+        return look is not None and look.started == self.started and look.alive
+
+    def group_lives(self) -> bool:
+        """Whether its group has members other than zombies."""
+        try:
+            os.killpg(self.pid, 0)
+        except OSError:
+            return False
+        if not self._has_group():
+            return False
+        if not _has_proc():
+            return True
+        looks = (_look(int(entry.name)) for entry in _PROC.iterdir() if entry.name.isdigit())
+        return any(look and look.group == self.pid and look.alive for look in looks)
+
+    def signal(self, signum: Signals) -> None:
+        """Signal the process and its children."""
+        if self._has_group():
+            with contextlib.suppress(OSError):
+                os.killpg(self.pid, signum)
+
+    def _has_group(self) -> bool:
+        """Whether the group is still its own; not if the id has gone to another process."""
+        look = _look(self.pid)
+        return bool(self.pid) and (look is None or look.started == self.started)
+
+
+class _Look(NamedTuple):
+    """A process as the kernel shows it."""
+
+    state: str
+    group: int
+    started: str
+
+    @property
+    def alive(self) -> bool:
+        return self.state not in "ZX"
+
+
+def _look(pid: int) -> _Look | None:
+    """Look at a process; ``None`` if there is none."""
+    try:
+        # proc_pid_stat(5). The second field is in parentheses and may hold anything, even parentheses.
+        fields = (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        if _has_proc():
+            return None
+    else:
+        return _Look(fields[0], int(fields[2]), fields[19])
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return None
+    return _Look("?", pid, "")
+
+
+def _has_proc() -> bool:
+    return (_PROC / "self" / "stat").exists()
