@@ -38,9 +38,16 @@ class Echo(Hello):
     do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
 
 
+class Server(ThreadingHTTPServer):
+    """Takes the crowd that waited for it, all at once."""
+
+    request_queue_size = 1024
+    daemon_threads = True
+
+
 def main(name: str, port: str) -> None:
     """Serve one function on a port of 127.0.0.1."""
-    ThreadingHTTPServer(("127.0.0.1", int(port)), {"hello": Hello, "echo": Echo}[name]).serve_forever()
+    Server(("127.0.0.1", int(port)), {"hello": Hello, "echo": Echo}[name]).serve_forever()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ readers need no lock.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -71,7 +72,7 @@ class FunctionCache:
     :param clock: where monotonic seconds come from.
     """
 
-    __slots__ = ("_entries", "_missing", "_missing_expiry", "clock", "expiry", "find")
+    __slots__ = ("_entries", "_missing", "_missing_expiry", "_usages", "clock", "expiry", "find")
 
     find: Callable[[Function], FunctionMeta | None]
 
@@ -87,7 +88,8 @@ class FunctionCache:
         self.clock = clock
         self._missing_expiry = missing_expiry
         self._entries: Bounded[Function, FunctionMeta] = Bounded(maxsize)
-        self._missing: Bounded[Function, float] = Bounded(maxsize)
+        self._usages: Bounded[Function, Usage] = Bounded(maxsize)
+        self._missing: Bounded[Function, float] = Bounded(maxsize)  # when each was found missing
         self.find = self._entries.get
 
     def __len__(self) -> int:
@@ -111,17 +113,12 @@ class FunctionCache:
         """
         asked_at = self.clock() if asked_at is None else asked_at
         function = Function(name, namespace)
-        meta = FunctionMeta(asked_at, status, function)
-
-        def renew(known: FunctionMeta | None) -> FunctionMeta:
-            nonlocal meta
-            if known is not None:
-                meta = replace(meta, usage=known.usage)
-                if known.last_refresh > asked_at:
-                    return known
+        meta = FunctionMeta(asked_at, status, function, self._usage(function))
+        if (self._missing.get(function) or -math.inf) > asked_at:
             return meta
-
-        self._entries.change(function, renew)
+        self._entries.change(
+            function, lambda known: known if known and known.last_refresh > asked_at else meta
+        )
         self._missing.pop(function)
         return meta
 
@@ -134,9 +131,12 @@ class FunctionCache:
     def set_missing(self, function: Function) -> None:
         """Remember that the provider does not know the function."""
         self._entries.pop(function)
-        self._missing.set(function, self.clock() + self._missing_expiry)
+        self._missing.set(function, self.clock())
 
     def is_missing(self, function: Function) -> bool:
         """Whether the provider was found, a moment ago, not to know the function."""
-        until = self._missing.get(function)
-        return until is not None and self.clock() <= until
+        found_at = self._missing.get(function)
+        return found_at is not None and self.clock() <= found_at + self._missing_expiry
+
+    def _usage(self, function: Function) -> Usage:
+        return self._usages.get(function) or self._usages.change(function, lambda known: known or Usage())

@@ -37,6 +37,7 @@ from .passing import (
     restore_path,
     with_server_timing,
 )
+from .providers import make_provider
 from .responses import respond
 from .routing import Names
 from .scaler import FunctionScaler
@@ -59,7 +60,8 @@ class ScaleZeroMiddleware:
     Safe for threads and after a fork: threads and locks are made on first use, in each process.
 
     :param app: the application.
-    :param provider: who knows the functions' replicas and changes their number.
+    :param provider: who knows the functions' replicas and changes their number: an object, or the name or
+        URL of one, see :func:`~scalezero_wsgi.providers.make_provider`.
     :param settings: all settings at once; single ones may be given as keywords, and win.
     :param clock: where monotonic seconds come from.
     :raises SettingError: a setting or the provider is not as it must be.
@@ -68,12 +70,14 @@ class ScaleZeroMiddleware:
     def __init__(
         self,
         app: WSGIApplication,
-        provider: Provider,
+        provider: Provider | str,
         *,
         settings: Settings | None = None,
         clock: Callable[[], float] = time.monotonic,
         **keywords: Unpack[SettingKeywords],
     ) -> None:
+        if isinstance(provider, str):
+            provider = make_provider(provider)
         for method in ("get_replicas", "set_replicas"):
             if not callable(getattr(provider, method, None)):
                 raise SettingError(f"provider: {provider!r} has no method {method}")

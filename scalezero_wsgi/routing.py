@@ -21,7 +21,8 @@ NAME_RULES = {
     # RFC 1123 label, as Kubernetes has it.
     "dns": re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?", re.ASCII),
     # gateway/handlers/scaling.go of OpenFaaS takes [-a-zA-Z_0-9.]+.
-    "openfaas": re.compile(r"[-a-zA-Z_0-9.]{1,63}", re.ASCII),
+    # A dot at an end is nobody's name, and dots alone would climb in a path.
+    "openfaas": re.compile(r"(?!\.)[-a-zA-Z_0-9.]{1,63}(?<!\.)", re.ASCII),
 }
 
 
@@ -30,13 +31,15 @@ class Names:
 
     :param rule: a key of ``NAME_RULES``.
     :param default_namespace: of a function that is named without one.
+    :raises InvalidFunctionName: the default namespace is none.
     """
 
     __slots__ = ("_default_namespace", "_pattern")
 
     def __init__(self, rule: str = "dns", default_namespace: str = "") -> None:
         self._pattern = NAME_RULES[rule]
-        self._default_namespace = default_namespace
+        self._default_namespace = ""
+        self._default_namespace = self.check("name", default_namespace).namespace
 
     def split(self, text: str) -> Function:
         """Read ``name`` or ``name.namespace``; the namespace stands after the last dot.
@@ -74,9 +77,10 @@ def by_host(template: str) -> Route:
     :raises SettingError: the template does not hold ``{name}`` once, or anything else in braces.
     """
     parts = re.split(r"(\{[^}]*\})", template.lower())
-    if parts.count("{name}") != 1 or not set(parts[1::2]) <= {"{name}", "{namespace}"}:
+    if parts[1::2] not in (["{name}"], ["{name}", "{namespace}"], ["{namespace}", "{name}"]):
         raise SettingError(
-            f"by_host: {template!r} is not allowed; it must hold {{name}} once, and may hold {{namespace}}"
+            f"by_host: {template!r} is not allowed;"
+            " it must hold {name} once, and may hold {namespace} once"
         )
     pattern = re.compile("".join(f"(?P<{p[1:-1]}>[^.]+)" if p[:1] == "{" else re.escape(p) for p in parts))
 

@@ -94,6 +94,8 @@ class FunctionScaler:
     :param report: is told what happens.
     :param clock: monotonic seconds.
     :param sleep: pauses a leader.
+    :param jitter: a number from 0 to 1 for each pause; by default one that neither disturbs a seeded
+        generator of the application's nor repeats itself in the workers that it forked.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class FunctionScaler:
         report: Reporter | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] | None = None,
-        jitter: Callable[[], float] = random.random,
+        jitter: Callable[[], float] | None = None,
     ) -> None:
         self._provider = provider
         self._watching = provider if isinstance(provider, WatchingProvider) else None
@@ -113,7 +115,7 @@ class FunctionScaler:
         self._clock = clock
         # Looked up late: gevent may replace time.sleep after this line has run.
         self._sleep = sleep or (lambda duration: time.sleep(duration))
-        self._jitter = jitter
+        self._jitter = jitter or random.SystemRandom().random
         self._wakes: SingleFlight[Function, FunctionMeta] = SingleFlight("scalezero-wake", MAX_LEADERS, clock)
         self._refreshes: SingleFlight[Function, None] = SingleFlight("scalezero-refresh", MAX_LEADERS, clock)
         self._starts: Bounded[Function, float] = Bounded(10_000)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from .durations import seconds
 from .events import Hook
 from .function_cache import MAXSIZE
-from .model import SettingError
-from .routing import NAME_RULES
+from .model import InvalidFunctionName, SettingError
+from .routing import NAME_RULES, Names
 
 if TYPE_CHECKING:
     from .routing import Route
@@ -72,6 +72,13 @@ class Settings:
                 object.__setattr__(self, field.name, _READERS[field.name](value))
             except ValueError as error:
                 raise SettingError(f"{field.name}: {error}") from None
+        try:
+            Names(self.names, self.default_namespace)
+        except InvalidFunctionName:
+            raise SettingError(
+                f"default_namespace: {self.default_namespace!r} is not allowed;"
+                f" it must be a name by the rule {self.names!r}"
+            ) from None
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], prefix: str = "SCALEZERO_") -> Settings:
@@ -113,15 +120,15 @@ def _route(value: object) -> object:
 
 
 def _names(value: object) -> object:
-    if value in NAME_RULES:
+    if isinstance(value, str) and value in NAME_RULES:
         return value
     raise ValueError(f"{value!r} is not allowed; it must be one of {', '.join(map(repr, NAME_RULES))}")
 
 
 def _namespace(value: object) -> object:
-    if isinstance(value, str) and (not value or NAME_RULES["openfaas"].fullmatch(value)):
+    if isinstance(value, str):
         return value
-    raise ValueError(f"{value!r} is not a namespace")
+    raise ValueError(f"{value!r} is not allowed; it must be a string")
 
 
 def _positive_duration(value: object) -> float:

@@ -86,8 +86,9 @@ class SingleFlight(Generic[K, T]):
         self._flights: PerProcess[_Flights[K, T]] = PerProcess(_Flights)
 
     def under_way(self, key: K) -> bool:
-        """Whether a flight for ``key`` runs. Takes no lock."""
-        return key in self._flights.get().by_key
+        """Whether a flight for ``key`` runs and may be joined. Takes no lock."""
+        flight = self._flights.get().by_key.get(key)
+        return flight is not None and self._clock() <= flight.until
 
     def join(self, key: K, call: Callable[[Flight[T]], T], until: float) -> Flight[T]:
         """Join the flight for ``key``, or start one that makes ``call`` in a thread of its own.

@@ -794,7 +794,7 @@ class TestSettings:
         door = ScaleZeroMiddleware(App(), ScriptedProvider(UP), settings=settings, max_wait=4)
         assert (door.settings.max_wait, door.settings.replay) == (4.0, False)
 
-    @pytest.mark.parametrize("provider", [None, object(), "http://gateway"])
+    @pytest.mark.parametrize("provider", [None, object(), "http://gateway", "dokcer"])
     def test_a_provider_that_is_none_stops_the_start(self, provider: Any) -> None:
         with pytest.raises(SettingError, match="provider"):
             ScaleZeroMiddleware(App(), provider)

@@ -28,6 +28,7 @@ from typing import Self
 
 from ..model import Function, FunctionNotFound, ProviderError, ReplicaStatus
 from ..per_process import PerProcess
+from .probe import answers
 from .process_config import (
     ProcessFunction,
     Ready,
@@ -38,7 +39,6 @@ from .process_config import (
     split_name,
     wrong,
 )
-from .probe import answers
 from .process_group import ProcessId
 
 __all__ = ["ProcessFunction", "ProcessProvider", "Ready", "Stop"]

@@ -2,8 +2,8 @@
 
 Each is named by a variable that holds the work directory its start script was given:
 ``SCALEZERO_TEST_DOCKER`` and ``SCALEZERO_TEST_SWARM`` (``docker.sock`` and ``dockerd.pid`` in it) and
-``SCALEZERO_TEST_KUBERNETES`` (``kubeconfig``, ``docker.sock`` and the daemons' ``*.pid``). Without it the tests
-are skipped and say so; with ``SCALEZERO_ENGINES=required`` that is an error.
+``SCALEZERO_TEST_KUBERNETES`` (``kubeconfig``, ``docker.sock`` and the daemons' ``*.pid``). Without it the
+tests are skipped and say so; with ``SCALEZERO_ENGINES=required`` that is an error.
 """
 
 from __future__ import annotations

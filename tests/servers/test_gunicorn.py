@@ -75,6 +75,12 @@ def together(count: int, call: object) -> list[object]:
     return outcomes
 
 
+def test_300_at_once_start_one_process(tmp_path: Path, state: dict[str, str]) -> None:
+    with gunicorn(FLASK, tmp_path / "log", "--threads", "320", env=state) as server:
+        assert together(300, lambda: server.get("/function/hello").status_code) == [200] * 300, server.log
+        assert server.get("/counts").json()["starts"] == 1
+
+
 def test_preload_with_several_workers(tmp_path: Path) -> None:
     options = ["--preload", "-w", "3", "--threads", "4"]
     with gunicorn(WAITING, tmp_path / "log", *options, env={"DELAY": "0.3"}) as server:
