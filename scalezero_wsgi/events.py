@@ -94,19 +94,23 @@ def _describe(event: Event) -> tuple[int, str]:
 
 
 class EventLog:
-    """The hook that writes the log. What repeats is written once a minute, with a count."""
+    """The hook that writes the log.
+
+    Of the troubles of one kind with one function one line a minute is written, with a count of the others;
+    of the provider's, which are nobody's own, one line for all functions.
+    """
 
     __slots__ = ("_clock", "_seen")
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._seen: Bounded[tuple[type[Event], Function], tuple[float, int]] = Bounded(10_000)
+        self._seen: Bounded[tuple[type[Event], Function | None], tuple[float, int]] = Bounded(10_000)
 
     def __call__(self, event: Event) -> None:
         """Log the event."""
         level, line = _describe(event)
         if level > logging.INFO:
-            key = type(event), event.function
+            key = type(event), None if isinstance(event, ProviderFailed) else event.function
             now = self._clock()
             until, unsaid = self._seen.get(key) or (now, 0)
             if now < until:

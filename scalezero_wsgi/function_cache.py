@@ -6,7 +6,6 @@ readers need no lock.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -114,7 +113,8 @@ class FunctionCache:
         asked_at = self.clock() if asked_at is None else asked_at
         function = Function(name, namespace)
         meta = FunctionMeta(asked_at, status, function, self._usage(function))
-        if (self._missing.get(function) or -math.inf) > asked_at:
+        missing_since = self._missing.get(function)
+        if missing_since is not None and missing_since > asked_at:
             return meta
         self._entries.change(
             function, lambda known: known if known and known.last_refresh > asked_at else meta
@@ -139,4 +139,5 @@ class FunctionCache:
         return found_at is not None and self.clock() <= found_at + self._missing_expiry
 
     def _usage(self, function: Function) -> Usage:
-        return self._usages.get(function) or self._usages.change(function, lambda known: known or Usage())
+        entry = self.find(function)
+        return self._usages.change(function, lambda known: entry.usage if entry else known or Usage())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import uuid
 from dataclasses import dataclass
 from html import escape
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 _MEDIA_TYPES = ["application/problem+json", "application/json", "text/html", "text/plain"]
+
+_PARAMETER = re.compile(r";\s*(?!q=)[^;,]*", re.IGNORECASE)
 
 _PAGE = """\
 <!doctype html>
@@ -111,7 +114,9 @@ def respond(error: ScaleZeroError, environ: WSGIEnvironment, function: Function 
 
 
 def _media_type(environ: WSGIEnvironment) -> str:
-    accept = parse_accept_header(environ.get("HTTP_ACCEPT") or "*/*", MIMEAccept)
+    # Of the parameters only the weight counts here; werkzeug would compare a charset as well.
+    header = _PARAMETER.sub("", environ.get("HTTP_ACCEPT") or "*/*")
+    accept = parse_accept_header(header, MIMEAccept)
     return accept.best_match(_MEDIA_TYPES, default="text/plain")
 
 

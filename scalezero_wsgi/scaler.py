@@ -217,7 +217,7 @@ class FunctionScaler:
             raise
         except ProviderError:
             raise
-        except Exception as error:
+        except BaseException as error:  # a leader's thread ends with its flight: nobody else is meant
             raise ProviderError(f"{type(error).__name__}: {error}") from error
         if not isinstance(status, ReplicaStatus):
             raise ProviderError(f"get_replicas returned {status!r}, not a ReplicaStatus")
@@ -231,7 +231,7 @@ class FunctionScaler:
             raise
         except ProviderError:
             raise
-        except Exception as error:
+        except BaseException as error:
             raise ProviderError(f"{type(error).__name__}: {error}") from error
 
     # Failed starts and the rest after them
@@ -323,8 +323,11 @@ class _Wake:
                 return meta
             met_unavailable = True
             self._check_failure(meta.status)
-            if self._must_request(meta.status) and not self._request(meta.status):
+            if self._must_request(meta.status):
+                # What was seen before is no measure any more: a start may fail within a moment, and then
+                # look as if nothing had changed.
                 seen = None
+                self._request(meta.status)
                 continue
             changed = meta.status != seen
             seen = meta.status
@@ -355,15 +358,15 @@ class _Wake:
             return True
         return self._clock() >= self._requested_at + SETTLE
 
-    def _request(self, status: ReplicaStatus) -> bool:
-        """Scale up from zero; whether the provider took it."""
+    def _request(self, status: ReplicaStatus) -> None:
+        """Scale up from zero."""
         replicas = status.first_replicas
         started = self._clock()
         try:
             self._scaler._set_replicas(self._function, replicas)
         except ProviderError as error:
             self._lose(self._scaling, error)
-            return False
+            return
         self._scaling.reset()
         self._flight.trouble = None
         self._requested_at = started
@@ -371,7 +374,6 @@ class _Wake:
         self._scaler._starts.set(self._function, started)
         self._scaler._report(ScaleRequested(self._function, status.replicas, replicas))
         self._polls = growing(0.005, 0.25, factor=1.5)
-        return True
 
     def _lose(self, patience: _Patience, error: ProviderError) -> None:
         self._flight.trouble = error

@@ -106,9 +106,15 @@ class Settings:
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read ``SCALEZERO_*`` from the process environment.
 
-        :raises SettingError: a name is unknown or a value is not allowed.
+        A name that resembles none of the settings' is somebody else's: Kubernetes, for one, sets
+        ``SCALEZERO_PORT`` and others for a service called scalezero.
+
+        :raises SettingError: a name is a setting's misspelt, or a value is not allowed.
         """
-        return cls.from_mapping(os.environ if environ is None else environ)
+        names = [f"SCALEZERO_{field.name.upper()}" for field in fields(cls)]
+        environ = os.environ if environ is None else environ
+        ours = {key: environ[key] for key in environ if difflib.get_close_matches(key, names, cutoff=0.85)}
+        return cls.from_mapping(ours)
 
 
 def _route(value: object) -> object:

@@ -180,3 +180,10 @@ def test_an_event_is_a_frozen_slotted_dataclass_that_names_its_function(kind: ty
     assert not hasattr(event, "__dict__")
     with pytest.raises(dataclasses.FrozenInstanceError):
         event.function = Function("other")  # type: ignore[misc]
+
+
+def test_a_providers_trouble_is_one_line_for_all_functions(caplog: pytest.LogCaptureFixture) -> None:
+    log = EventLog(Clock())
+    for number in range(50):
+        log(ProviderFailed(Function(f"fn-{number}"), ProviderError("down")))
+    assert len(caplog.records) == 1

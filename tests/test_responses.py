@@ -288,3 +288,15 @@ def test_an_invalid_name_of_any_bytes_can_be_answered() -> None:
             Names().split(segment)
         for accept in ("application/json", "text/html", "text/plain"):
             assert answer(caught.value, function=None, accept=accept).status == "400 BAD REQUEST"
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ("application/json; charset=utf-8", "application/problem+json"),
+        ("text/html;charset=utf-8;q=0.9, application/json;q=0.1", "text/html"),
+    ],
+)
+def test_parameters_of_a_media_type_do_not_count(accept: str, media_type: str) -> None:
+    response = respond(FunctionNotFound("hello"), {"HTTP_ACCEPT": accept, "REQUEST_METHOD": "GET"}, None)
+    assert response.mimetype == media_type

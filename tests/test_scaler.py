@@ -314,14 +314,22 @@ class TestAProviderThatWatches:
         provider = self.Watching(ZERO, changes=[STARTING, UP])
         bench = Bench(provider)
         assert bench.wake().available
-        assert len(provider.queries) == 1
+        assert len(provider.queries) == 2  # before the request, and after it
         assert [seen for seen, _ in provider.watched] == [ZERO, STARTING]
         assert bench.clock() == 0.0
 
+    def test_a_start_that_fails_within_a_moment_is_seen_though_nothing_seems_to_have_changed(self) -> None:
+        crashed = replace(ZERO, failure="exited with status 3")
+        provider = self.Watching(crashed, changes=[crashed])
+        bench = Bench(provider)
+        with pytest.raises(FunctionFailed):
+            bench.wake()
+        assert provider.watched == []
+
     def test_a_watch_that_breaks_is_a_failed_query(self) -> None:
-        provider = self.Watching(ZERO, STARTING, changes=[BROKEN, UP])
+        provider = self.Watching(ZERO, ZERO, STARTING, changes=[BROKEN, UP])
         assert Bench(provider).wake().available
-        assert len(provider.queries) == 2
+        assert len(provider.queries) == 3
 
     def test_one_that_returns_too_early_does_not_spin(self) -> None:
         provider = self.Watching(STARTING, changes=[STARTING])
@@ -498,3 +506,12 @@ class TestThoseWhoWait:
         expected = scaler.expected_start(HELLO)
         assert expected is not None
         assert 0.05 <= expected < 5
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt()])
+def test_a_provider_that_would_end_the_process_ends_its_flight_only(error: BaseException) -> None:
+    def end() -> ReplicaStatus:
+        raise error
+
+    with pytest.raises(ProviderError):
+        Bench(ScriptedProvider(end)).wake()

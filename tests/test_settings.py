@@ -212,3 +212,10 @@ def test_the_process_environment_is_read_unless_another_is_given(monkeypatch: py
     monkeypatch.setenv("SCALEZERO_MAX_WAIT", "7s")
     assert Settings.from_environ() == Settings(max_wait=7.0)
     assert Settings.from_environ({}) == Settings()
+
+
+def test_a_misspelt_name_in_the_environment_is_an_error_but_a_foreign_one_is_not() -> None:
+    foreign = {"SCALEZERO_PORT": "tcp://10.0.0.1:80", "SCALEZERO_SERVICE_HOST": "10.0.0.1"}
+    assert Settings.from_environ(foreign) == Settings()
+    with pytest.raises(SettingError, match=r"SCALEZERO_MAX_WIAT .* did you mean SCALEZERO_MAX_WAIT"):
+        Settings.from_environ({"SCALEZERO_MAX_WIAT": "3s"})

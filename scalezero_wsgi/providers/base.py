@@ -26,6 +26,9 @@ class Provider(Protocol):
     def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
         """Ask for a number of replicas. May return before they run. Asking twice is asking once.
 
+        What ``get_replicas`` tells from then on must be about this request: a ``failure`` from before is
+        no longer told.
+
         :raises FunctionNotFound: the provider does not know the function.
         :raises ProviderError: the number was not accepted.
         """

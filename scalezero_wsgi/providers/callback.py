@@ -27,6 +27,7 @@ class CallbackProvider:
     :param scale_up: blocks until the function is ready. The function then counts as available until the
         application cannot reach it (502, 503, 504 or a connection error); then it is called again.
     :param scale_down: called when the function is to go to zero; with ``scale_up`` only.
+    :param clock: where monotonic seconds come from.
     :raises SettingError: any other combination.
     """
 
@@ -37,6 +38,7 @@ class CallbackProvider:
         set_replicas: Callable[[str, str, int], object] | None = None,
         scale_up: Callable[[str, str], object] | None = None,
         scale_down: Callable[[str, str], object] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         asking = get_replicas is not None and set_replicas is not None
         pushing = scale_up is not None
@@ -46,7 +48,8 @@ class CallbackProvider:
             )
         self._get_replicas = get_replicas or self._remembered
         self._set_replicas = set_replicas or self._scale
-        self._scale_up = scale_up
+        self._scale_up = scale_up or (lambda *_: None)
+        self._clock = clock
         self._scale_down = scale_down
         self._up_since: Bounded[Function, float] = Bounded(10_000)
 
@@ -61,7 +64,7 @@ class CallbackProvider:
     def doubt(self, name: str, namespace: str) -> None:
         """Forget that the function was scaled up, unless that was just now."""
         since = self._up_since.get(Function(name, namespace))
-        if since is not None and time.monotonic() >= since + _DOUBT_EVERY:
+        if since is not None and self._clock() >= since + _DOUBT_EVERY:
             self._up_since.pop(Function(name, namespace))
 
     def _remembered(self, name: str, namespace: str) -> ReplicaStatus:
@@ -72,6 +75,6 @@ class CallbackProvider:
             self._up_since.pop(Function(name, namespace))
             if self._scale_down is not None:
                 self._scale_down(name, namespace)
-        elif self._scale_up is not None:
+        else:
             self._scale_up(name, namespace)
-            self._up_since.set(Function(name, namespace), time.monotonic())
+            self._up_since.set(Function(name, namespace), self._clock())

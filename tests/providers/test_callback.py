@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import itertools
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from scalezero_wsgi import FunctionNotFound, ProviderError, ReplicaStatus, ScaleZeroMiddleware, SettingError
-from scalezero_wsgi.providers import CallbackProvider, DoubtingProvider, Provider, WatchingProvider, callback
+from scalezero_wsgi.providers import CallbackProvider, DoubtingProvider, Provider, WatchingProvider
 from tests.clock import Clock
 
 CALLBACKS = ["get_replicas", "set_replicas", "scale_up", "scale_down"]
@@ -48,10 +47,8 @@ def engine() -> Engine:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(callback, "time", SimpleNamespace(monotonic=clock))
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
 def available(provider: Provider, name: str = "hello", namespace: str = "") -> int:
@@ -164,7 +161,7 @@ def test_to_zero_without_scale_down_is_remembered_all_the_same(engine: Engine) -
 def test_a_doubt_puts_the_function_back_to_zero_so_that_it_is_scaled_up_again(
     engine: Engine, clock: Clock
 ) -> None:
-    provider = CallbackProvider(scale_up=engine.up)
+    provider = CallbackProvider(scale_up=engine.up, clock=clock)
     provider.set_replicas("hello", "", 1)
     clock.advance(5)
     provider.doubt("hello", "")
@@ -175,7 +172,7 @@ def test_a_doubt_puts_the_function_back_to_zero_so_that_it_is_scaled_up_again(
 
 
 def test_a_scale_up_of_just_now_is_not_doubted(engine: Engine, clock: Clock) -> None:
-    provider = CallbackProvider(scale_up=engine.up)
+    provider = CallbackProvider(scale_up=engine.up, clock=clock)
     clock.advance(100)
     provider.set_replicas("hello", "", 1)
     clock.advance(4.9)
@@ -184,7 +181,7 @@ def test_a_scale_up_of_just_now_is_not_doubted(engine: Engine, clock: Clock) -> 
 
 
 def test_a_doubt_about_one_function_spares_the_others(engine: Engine, clock: Clock) -> None:
-    provider = CallbackProvider(scale_up=engine.up)
+    provider = CallbackProvider(scale_up=engine.up, clock=clock)
     for namespace in ("a", "b"):
         provider.set_replicas("hello", namespace, 1)
     clock.advance(60)
