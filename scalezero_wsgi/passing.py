@@ -48,14 +48,13 @@ class Held:
     def __init__(self, start_response: StartResponse, *head: Any) -> None:
         self._start_response = start_response
         self._head = head if head[-1] is not None else head[:-1]
-        self._write: Callable[[bytes], object] | None = None
+        self._write: Callable[[bytes], object]
         self.released = False
 
     def write(self, data: bytes) -> None:
         """The application insists: from here on its answer stands."""
         self.release()
-        if self._write is not None:
-            self._write(data)
+        self._write(data)
 
     def release(self) -> None:
         """Send the answer's head, once."""

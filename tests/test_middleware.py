@@ -702,6 +702,26 @@ class TestTheContractOfWSGI:
         result.close()  # type: ignore[attr-defined]
         assert in_flight(door) == 0
 
+    def test_a_generator_that_raises_at_once(self) -> None:
+        def app(environ: Environ, start_response: Any) -> Iterator[bytes]:
+            yield environ["no.such.key"]
+
+        door = ScaleZeroMiddleware(app, ScriptedProvider(UP))
+        with pytest.raises(KeyError):
+            ask(door)
+        assert in_flight(door) == 0
+
+    def test_a_tuple_is_handed_on_as_it_is(self) -> None:
+        answer = (b"x",)
+
+        def app(environ: Environ, start_response: Any) -> Iterable[bytes]:
+            start_response("200 OK", [])
+            return answer
+
+        door = ScaleZeroMiddleware(app, ScriptedProvider(UP))
+        assert door(environ_of(), lambda *_: lambda _: None) is answer
+        assert in_flight(door) == 0
+
     def test_an_empty_generator(self) -> None:
         def app(environ: Environ, start_response: Any) -> Iterator[bytes]:
             start_response("204 No Content", [])

@@ -25,6 +25,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
+from urllib.parse import unquote
 
 from ..model import Function, FunctionNotFound, ProviderError, ReplicaStatus
 from ..per_process import PerProcess
@@ -40,6 +41,7 @@ from .process_config import (
     wrong,
 )
 from .process_group import ProcessId
+from .url import read_url
 
 __all__ = ["ProcessFunction", "ProcessProvider", "Ready", "Stop"]
 
@@ -118,6 +120,15 @@ class ProcessProvider:
         :raises SettingError: it cannot be read, or a key or a value in it is not allowed.
         """
         return cls(functions_from_toml(path), state_dir=state_dir)
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        """Make one from ``process:///path/functions.toml``, with ``state_dir`` as an optional parameter.
+
+        :raises SettingError: as :meth:`from_toml`, or a parameter is unknown.
+        """
+        parts, keywords = read_url(url, ("state_dir",))
+        return cls.from_toml(parts.netloc + unquote(parts.path), **keywords)
 
     def list_functions(self) -> list[Function]:
         """Name every function, in the order they were given. Asks nothing and never fails."""
