@@ -481,7 +481,7 @@ def test_client_that_leaves_while_sending(body: io.BytesIO, caplog: pytest.LogCa
         answer = call(FunctionProxy(), "/function/hello", server.url, method="POST", environ=environ)
         assert answer.status == "400 BAD REQUEST"
         assert server.closed.wait(PATIENCE), "the connection to the function was kept"
-    ours = [record for record in caplog.records if record.name == "scalezero_wsgi"]
+    ours = [record for record in caplog.records if record.module == "proxy"]
     assert [record.levelname for record in ours] == ["INFO"]
 
 
@@ -619,7 +619,7 @@ def assert_gateway_error(answer: Answer, status: str, caplog: pytest.LogCaptureF
     assert answer.headers["Content-Type"].startswith("text/plain")
     assert b"127.0.0.1" not in answer.body
     assert b"rror" not in answer.body
-    (record,) = (record for record in caplog.records if record.name == "scalezero_wsgi")
+    (record,) = (record for record in caplog.records if record.module == "proxy")
     assert record.levelname == "WARNING"
 
 

@@ -59,7 +59,7 @@ def gateway(kind: str) -> Iterator[str]:
         server.server_close()
 
 
-def ask(url: str, timeout: float) -> tuple[Any, list[str], float]:
+def ask(url: str, timeout: float, max_wait: float = 6) -> tuple[Any, list[str], float]:
     calls: list[str] = []
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
@@ -74,7 +74,7 @@ def ask(url: str, timeout: float) -> tuple[Any, list[str], float]:
         return ReplicaStatus(told["replicas"], told["available"])
 
     provider = CallbackProvider(get_replicas=get_replicas, set_replicas=lambda *_: None)
-    door = ScaleZeroMiddleware(app, provider, max_wait=6)
+    door = ScaleZeroMiddleware(app, provider, max_wait=max_wait)
     begun = time.monotonic()
     response = Client(door).get("/function/hello")
     return response, calls, time.monotonic() - begun
@@ -105,6 +105,6 @@ def test_a_gateway_that_refuses_the_connection_is_502() -> None:
 
 def test_a_gateway_that_hangs_is_502_when_the_deadline_comes() -> None:
     with gateway("hangs") as url:
-        response, calls, taken = ask(url, timeout=25.0)
+        response, calls, taken = ask(url, timeout=10.0, max_wait=1)
     assert (response.status_code, calls) == (502, [])
-    assert 6.0 <= taken <= 6.5
+    assert 1.0 <= taken <= 1.1
