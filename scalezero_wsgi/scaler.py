@@ -297,7 +297,7 @@ class _Wake:
         self._begun = self._clock()
         self._querying = _Patience(self._clock)
         self._scaling = _Patience(self._clock)
-        self._polls = growing(0.005, 0.25, factor=1.5)
+        self._polls = growing(0.005, 0.25, factor=1.2)
         self._requested_at: float | None = None
         self._request_seen = False
 
@@ -373,7 +373,7 @@ class _Wake:
         self._request_seen = False
         self._scaler._starts.set(self._function, started)
         self._scaler._report(ScaleRequested(self._function, status.replicas, replicas))
-        self._polls = growing(0.005, 0.25, factor=1.5)
+        self._polls = growing(0.005, 0.25, factor=1.2)
 
     def _lose(self, patience: _Patience, error: ProviderError) -> None:
         self._flight.trouble = error

@@ -85,7 +85,7 @@ def make_provider(which: str, **keywords: Any) -> Provider:
     if not colon:
         return cast("Provider", kind(**keywords))
     if keywords:
-        raise SettingError(f"provider: {which!r} is a URL, so it takes no keywords ({', '.join(keywords)})")
+        raise SettingError(f"provider {scheme}: a URL takes no keywords ({', '.join(keywords)})")
     return cast("Provider", kind.from_url(which))
 
 

@@ -15,7 +15,10 @@ def read_url(url: str, keywords: Collection[str]) -> tuple[SplitResult, dict[str
     :return: the URL without its query, and the parameters.
     :raises SettingError: a parameter is unknown, or given twice; the message holds no credentials.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise SettingError(f"provider {url.partition(':')[0]}: its URL cannot be read") from None
     chosen: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in keywords:
