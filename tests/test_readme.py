@@ -62,6 +62,11 @@ def test_the_settings_table_names_every_setting_and_its_default() -> None:
     assert defaults == {name: getattr(settings, name) for name in Settings.__dataclass_fields__}
 
 
+def test_the_role_is_the_one_that_the_tests_run_with() -> None:
+    (role,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert role == (ROOT / "tests" / "engines" / "kubernetes_role.yaml").read_text(encoding="utf-8")
+
+
 def test_the_install_commands_name_extras_that_exist() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     named = set(re.findall(r"'\.\[(\w+)\]'", README))
