@@ -586,7 +586,7 @@ def test_fifty_first_requests(cluster: Cluster, tmp_path: Path) -> None:
 
 def test_added_latency(cluster: Cluster, tmp_path: Path) -> None:
     """From the first answer through Kubernetes' own service proxy to the first one through the middleware."""
-    rounds = int(os.environ.get("SCALEZERO_LATENCY_ROUNDS", "7"))
+    rounds = int(os.environ.get("SCALEZERO_TEST_ROUNDS", "7"))
     names = [f"quick-{number}" for number in range(rounds)]
     for name in names:
         cluster.function(name, NS)
