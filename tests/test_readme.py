@@ -56,7 +56,8 @@ def test_the_callback_example_passes_the_request_to_what_it_started(site: Path) 
 
 
 def test_the_settings_table_names_every_setting_and_its_default() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", README, re.MULTILINE)
+    table = README.partition("\n## Settings\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", table, re.MULTILINE)
     defaults = {name: eval(value) for name, value in rows}
     settings = Settings()
     assert defaults == {name: getattr(settings, name) for name in Settings.__dataclass_fields__}
