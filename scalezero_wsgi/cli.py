@@ -70,6 +70,8 @@ def serve(functions: str | None, *, bind: str, workers: int, threads: int) -> No
     """
     try:
         from gunicorn.app.base import BaseApplication
+
+        from .integrations.gunicorn import post_worker_init
     except ImportError:
         raise MissingExtra("gunicorn", "serve") from None
 
@@ -80,6 +82,7 @@ def serve(functions: str | None, *, bind: str, workers: int, threads: int) -> No
         "workers": workers,
         "threads": threads,
         "worker_class": "gthread",
+        "post_worker_init": post_worker_init,
         "when_ready": lambda _: print(_welcome(provider, bind), flush=True),
         "on_exit": lambda _: provider.stop_all(STOP_TIMEOUT),
     }

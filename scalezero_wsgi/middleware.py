@@ -24,7 +24,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 from .bounded import Bounded
 from .events import EventLog, Reporter, RequestReplayed
 from .function_cache import FunctionCache, FunctionMeta
-from .model import Function, InvalidFunctionName, ProviderError, ScaleZeroError, SettingError, TooManyWaiting
+from .model import (
+    Function,
+    FunctionNotFound,
+    InvalidFunctionName,
+    MayNotWake,
+    ProviderError,
+    ProviderSilent,
+    ScaleZeroError,
+    SettingError,
+    TooManyWaiting,
+)
+from .pages import Pages, Progress
 from .passing import (
     PASSED_ON,
     UNREACHABLE,
@@ -38,20 +49,28 @@ from .passing import (
     with_server_timing,
 )
 from .providers import make_provider
-from .responses import respond
+from .responses import Answers, problem_of
 from .routing import Names
+from .rules import Rules
 from .scaler import FunctionScaler
 from .settings import SettingKeywords, Settings
 from .waiting import Waiting
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from werkzeug.wrappers import Response
 
     from .providers.base import Provider
 
 FUNCTION = "scalezero_wsgi.function"
 ENDPOINT = "scalezero_wsgi.endpoint"
 WAITED = "scalezero_wsgi.waited"
+
+LOOK_TIMEOUT = 1.0
+"""Seconds that a request which wakes nothing waits for the provider to tell the status."""
+
+PAGE_INTEREST = 10.0
+"""Seconds for which a waking page that asks keeps its function's flight going."""
 
 
 class ScaleZeroMiddleware:
@@ -90,19 +109,25 @@ class ScaleZeroMiddleware:
         )
         self._report = Reporter([EventLog(clock), *settings.hooks])
         self.scaler = FunctionScaler(provider, self.cache, report=self._report, clock=clock)
-        self._waiting = Waiting(self.scaler, settings.max_wait, clock)
+        self._waiting = Waiting(self.scaler, self.cache, settings, clock)
         self._names = Names(settings.names, settings.default_namespace)
+        self._rules = Rules(settings.no_wake, settings.allow, settings.deny, settings.default_namespace)
 
         self._app = app
         self._clock = clock
         self._expiry = settings.cache_expiry
         self._usable = settings.cache_expiry + settings.stale_for
+        self._interest = max(self._usable, PAGE_INTEREST)
         self._find = self.cache.find
         # Every path begins with the empty prefix: a route of one's own is asked for each request.
         self._prefix = settings.route if isinstance(settings.route, str) else ""
         self._cut = len(self._prefix)
         self._segments: Bounded[str, Function] = Bounded(settings.cache_size)
-        self._known = self._segments.get
+        # With rules about requests each has to be looked at: the short way below is closed then.
+        self._known = self._segments.get if not settings.no_wake else lambda _: None
+        # No function's name begins with a dot.
+        self._own = (self._prefix or "/") + ".scalezero/"
+        self._answers = Answers(Pages(self._own, settings.page_template))
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request (PEP 3333); blocks while the function wakes, at most ``max_wait`` seconds."""
@@ -122,23 +147,96 @@ class ScaleZeroMiddleware:
     def _admit(self, environ: WSGIEnvironment, start_response: StartResponse, path: str) -> Iterable[bytes]:
         """The way of a request whose function is not known to be fresh and warm."""
         arrived = self._clock()
+        if path.startswith(self._own):
+            return self._answer_ourselves(environ, path[len(self._own) :])(environ, start_response)
         try:
             function = self._route(environ, path)
         except InvalidFunctionName as error:
-            return respond(error, environ, None)(environ, start_response)
+            return self._answers.respond(error, environ)(environ, start_response)
         if function is None:
             return self._app(environ, start_response)
+        if not self._rules.may_wake(function, environ):
+            return self._pass_down_if_warm(environ, start_response, function)
         meta = self._find(function)
         if meta is None or not meta.available or meta.expired(self._usable, arrived):
             try:
-                meta = self._waiting.hold(function, arrived)
+                meta = self._waiting.hold(function, environ, arrived)
             except ScaleZeroError as error:
-                return respond(error, environ, function)(environ, start_response)
+                return self._refuse(error, environ, start_response, function)
             return self._pass_down_late(environ, start_response, meta, arrived, path)
         if meta.expired(self._expiry, arrived):
             self.scaler.refresh(function)
         environ[WAITED] = 0.0
         return self._pass_down(environ, start_response, meta, arrived, path)
+
+    def _refuse(
+        self,
+        error: ScaleZeroError,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+        function: Function,
+    ) -> Iterable[bytes]:
+        progress = self._progress(function)
+        return self._answers.respond(error, environ, function, progress)(environ, start_response)
+
+    def _progress(self, function: Function) -> Progress:
+        begun = self.scaler.begun_at(function)
+        elapsed = 0.0 if begun is None else self._clock() - begun
+        return Progress(elapsed, self.scaler.last_starts(function), self.scaler.time_left(function))
+
+    def _pass_down_if_warm(
+        self, environ: WSGIEnvironment, start_response: StartResponse, function: Function
+    ) -> Iterable[bytes]:
+        """The way of a request that wakes nothing and counts as no use."""
+        meta = self._warm(function)
+        if meta is None and not self._is_known(function):
+            self.scaler.look(function, LOOK_TIMEOUT)
+            meta = self._warm(function)
+        if meta is None:
+            missing = self.cache.is_missing(function)
+            error = (
+                FunctionNotFound(*function) if missing else MayNotWake(function, self.settings.no_wake_status)
+            )
+            return self._refuse(error, environ, start_response, function)
+        if meta.expired(self._expiry, self._clock()):
+            self.scaler.refresh(function)
+        environ[FUNCTION], environ[WAITED] = function, 0.0
+        if meta.status.endpoint is not None:
+            environ[ENDPOINT] = meta.status.endpoint
+        return self._app(environ, start_response)
+
+    def _warm(self, function: Function) -> FunctionMeta | None:
+        meta = self._find(function)
+        if meta is None or not meta.available or meta.expired(self._usable, self._clock()):
+            return None
+        return meta
+
+    def _is_known(self, function: Function) -> bool:
+        meta = self._find(function)
+        return meta is not None and not meta.doubted and not meta.expired(self._expiry, self._clock())
+
+    def _answer_ourselves(self, environ: WSGIEnvironment, page: str) -> Response:
+        """What the waking page asks for: its files, and how far the start has come."""
+        kind, _, name = page.partition("/")
+        if kind != "status":
+            return self._answers.asset(page)
+        try:
+            function = self._names.split(name)
+            meta = self._find(function)
+            # Longer than an entry may be served: with ``stale_for`` 0 no poll might ever meet a fresh one.
+            if meta is not None and meta.available and not meta.expired(self._interest, self._clock()):
+                return self._answers.status("ready")
+            if not self._rules.may_wake(function, environ):
+                raise MayNotWake(function, self.settings.no_wake_status)
+            flight = self.scaler.start(function, self._clock() + PAGE_INTEREST)
+        except ScaleZeroError as error:
+            return self._answers.status("failed", problem_of(error).detail)
+        # A failed query ends nothing: the flight goes on, and the page says what is the matter.
+        trouble = flight.trouble  # read once: the leader changes it
+        detail = ""
+        if isinstance(trouble, ScaleZeroError) and not isinstance(trouble, ProviderSilent):
+            detail = problem_of(trouble).detail
+        return self._answers.status("starting", detail, self._progress(function))
 
     def _route(self, environ: WSGIEnvironment, path: str) -> Function | None:
         route = self.settings.route
@@ -151,7 +249,8 @@ class ScaleZeroMiddleware:
         function = self._known(segment)
         if function is None:
             function = self._names.split(segment)
-            if self._find(function) is not None:
+            # The short way asks no rule, and may end in a replay, which wakes.
+            if self._find(function) is not None and self._rules.may_be_woken(function):
                 self._segments.set(segment, function)
         return function
 
@@ -243,12 +342,12 @@ class ScaleZeroMiddleware:
         arrived = call.passed_at - environ[WAITED]
         since = call.passed_at if woken_since else self._clock()
         try:
-            renewed = self._waiting.hold(meta.function, arrived, since=since)
+            renewed = self._waiting.hold(meta.function, environ, arrived, since=since)
         except (ProviderError, TooManyWaiting):
             return None
         except ScaleZeroError as error:
             close(result)
-            return respond(error, environ, meta.function)(environ, call.start_response)
+            return self._refuse(error, environ, call.start_response, meta.function)
         if renewed.usage.woken_at <= call.passed_at:
             return None
         close(result)

@@ -93,6 +93,35 @@ class ProviderError(ScaleZeroError):
     """The provider failed, refused, hung or answered nonsense. The message goes to the log only."""
 
 
+class NotAvailable(ScaleZeroError):
+    """No replica became available before the deadline.
+
+    :ivar waited: seconds the request was held.
+    :ivar retry_after: seconds that the start will probably still take.
+    """
+
+    def __init__(self, function: Function, waited: float, retry_after: float = 1.0) -> None:
+        self.function = function
+        self.waited = waited
+        self.retry_after = retry_after
+        super().__init__(f"function {function} was not available after {waited:.1f} s")
+
+
+class StillStarting(NotAvailable):
+    """The request ends before its function is ready, as its client wishes; the waking goes on.
+
+    :ivar wish: ``"page"``: a person wants to see something; ``"respond-async"``: RFC 7240.
+    """
+
+    def __init__(self, function: Function, waited: float, retry_after: float, wish: str) -> None:
+        self.wish = wish
+        super().__init__(function, waited, retry_after)
+
+
+class ProviderSilent(ProviderError):
+    """The provider has not answered yet; it may still do so."""
+
+
 class TooManyWaiting(ScaleZeroError):
     """No more requests are held at present.
 
@@ -102,6 +131,28 @@ class TooManyWaiting(ScaleZeroError):
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         self.retry_after = retry_after
         super().__init__(message)
+
+
+class ClientGone(ScaleZeroError):
+    """The client has gone while its request waited; nobody will read an answer."""
+
+
+class WorkerStopping(ScaleZeroError):
+    """The worker was told to stop while the request waited; another one will serve a second try."""
+
+    retry_after = 1.0
+
+
+class MayNotWake(ScaleZeroError):
+    """The function is at zero, and a rule forbids that this request wakes it.
+
+    :ivar status: the status that the settings ask for.
+    """
+
+    def __init__(self, function: Function, status: int) -> None:
+        self.function = function
+        self.status = status
+        super().__init__(f"function {function} is at zero, and this request does not wake it")
 
 
 class FunctionFailed(ScaleZeroError):
@@ -116,17 +167,3 @@ class FunctionFailed(ScaleZeroError):
         self.reason = reason
         self.retry_after = retry_after
         super().__init__(f"function {function} failed to start: {reason}")
-
-
-class NotAvailable(ScaleZeroError):
-    """No replica became available before the deadline.
-
-    :ivar waited: seconds the request was held.
-    :ivar retry_after: seconds that the start will probably still take.
-    """
-
-    def __init__(self, function: Function, waited: float, retry_after: float = 1.0) -> None:
-        self.function = function
-        self.waited = waited
-        self.retry_after = retry_after
-        super().__init__(f"function {function} was not available after {waited:.1f} s")

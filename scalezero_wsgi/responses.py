@@ -8,41 +8,36 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import uuid
 from dataclasses import dataclass
-from html import escape
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from werkzeug.datastructures import MIMEAccept
-from werkzeug.http import parse_accept_header
 from werkzeug.wrappers import Response
 
 from .model import (
+    ClientGone,
     Function,
     FunctionFailed,
     FunctionNotFound,
     InvalidFunctionName,
+    MayNotWake,
     NotAvailable,
     ScaleZeroError,
+    StillStarting,
     TooManyWaiting,
+    WorkerStopping,
 )
+from .pages import NO_PROGRESS, POLICY, Pages, Progress
+from .preferences import media_type, parse_prefer
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-_MEDIA_TYPES = ["application/problem+json", "application/json", "text/html", "text/plain"]
+CLIENT_CLOSED_REQUEST = "499 Client Closed Request"
+"""nginx's status, for the log: nobody reads it."""
 
-_PARAMETER = re.compile(r";\s*(?!q=)[^;,]*", re.IGNORECASE)
-
-_PAGE = """\
-<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title></head>
-<body><h1>{title}</h1><p>{detail}</p></body>
-</html>
-"""
+_BODILESS = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +63,26 @@ def problem_of(error: ScaleZeroError) -> Problem:
             return Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE, "Too many requests are waiting already.", error.retry_after
             )
+        case WorkerStopping():
+            return Problem(
+                HTTPStatus.SERVICE_UNAVAILABLE, "This server is being restarted.", error.retry_after
+            )
+        case MayNotWake():
+            return Problem(HTTPStatus(error.status), f"The function {error.function} is at zero.", 1.0)
         case FunctionFailed():
             return Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 f"The function {error.function} cannot start: {error.reason}",
+                error.retry_after,
+            )
+        case StillStarting(wish="respond-async"):
+            return Problem(
+                HTTPStatus.ACCEPTED, f"The function {error.function} is being started.", error.retry_after
+            )
+        case StillStarting():
+            return Problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"The function {error.function} is being started.",
                 error.retry_after,
             )
         case NotAvailable():
@@ -84,11 +95,88 @@ def problem_of(error: ScaleZeroError) -> Problem:
             return Problem(HTTPStatus.BAD_GATEWAY, "The function's state cannot be told at the moment.", 1.0)
 
 
-def respond(error: ScaleZeroError, environ: WSGIEnvironment, function: Function | None) -> Response:
-    """The response to a request that got no function; a WSGI app."""
-    problem = problem_of(error)
-    call_id = environ.get("HTTP_X_CALL_ID") or str(uuid.uuid4())
-    headers = {"X-Call-Id": call_id, "Cache-Control": "no-store", "Vary": "Accept"}
+class Answers:
+    """Makes responses of exceptions.
+
+    :param pages: what people see.
+    """
+
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+
+    def respond(
+        self,
+        error: ScaleZeroError,
+        environ: WSGIEnvironment,
+        function: Function | None = None,
+        progress: Progress = NO_PROGRESS,
+    ) -> Response:
+        """The response to a request that got no function; a WSGI app.
+
+        :param progress: how far the function's start has come, for the waking page.
+        """
+        if isinstance(error, ClientGone):
+            return Response(status=CLIENT_CLOSED_REQUEST)
+        problem = problem_of(error)
+        call_id = environ.get("HTTP_X_CALL_ID") or str(uuid.uuid4())
+        headers = {"X-Call-Id": call_id, "Cache-Control": "no-store", "Vary": "Accept, Sec-Fetch-Mode"}
+        if problem.retry_after is not None and problem.status >= HTTPStatus.ACCEPTED:
+            headers["Retry-After"] = str(_whole_seconds(problem.retry_after))
+        if isinstance(error, StillStarting) and error.wish == "respond-async":
+            headers["Preference-Applied"] = _applied(environ)
+        if problem.status in _BODILESS:
+            response = Response(status=problem.status, headers=headers)
+            del response.headers["Content-Type"]
+            return response
+        form = media_type(environ)
+        if isinstance(error, StillStarting) and error.wish == "page":
+            form, body = "text/html", self._pages.waking(_root(environ), error.function, progress)
+            headers |= _page_headers(self._pages.policy)
+        elif form == "text/html":
+            # A link asks by GET: it does not repeat what a form sent.
+            again = problem.retry_after is not None and environ.get("REQUEST_METHOD") in ("GET", "HEAD")
+            body = self._pages.problem(
+                _root(environ), problem.status.value, problem.status.phrase, problem.detail, again=again
+            )
+            headers |= _page_headers(POLICY)
+        elif form == "text/plain":
+            body = problem.detail + "\n"
+        else:
+            form, body = "application/problem+json", _problem_json(problem, call_id, function)
+        return Response(body, problem.status, headers, content_type=_with_charset(form))
+
+    def status(self, state: str, detail: str = "", progress: Progress = NO_PROGRESS) -> Response:
+        """What the waking page asks for, again and again.
+
+        :param state: ``"starting"``, ``"ready"`` or ``"failed"``.
+        """
+        told = {
+            "state": state,
+            "detail": detail,
+            "elapsed": round(progress.elapsed, 1),
+            "expected": round(progress.expected, 1),
+            "last_starts": [round(start, 1) for start in progress.last_starts],
+            "retry_after": _whole_seconds(progress.retry_after),
+        }
+        headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+        return Response(json.dumps(told), headers=headers, content_type="application/json")
+
+    def asset(self, name: str) -> Response:
+        """A file that a page needs."""
+        asset = self._pages.asset(name)
+        if asset is None:
+            return Response("There is no such page.\n", HTTPStatus.NOT_FOUND, mimetype="text/plain")
+        cache = "public, max-age=31536000, immutable" if asset.current else "no-cache"
+        headers = {"Cache-Control": cache, "X-Content-Type-Options": "nosniff"}
+        return Response(asset.body, headers=headers, content_type=_with_charset(asset.media_type))
+
+
+def _page_headers(policy: str | None) -> dict[str, str]:
+    headers = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+    return headers if policy is None else {"Content-Security-Policy": policy, **headers}
+
+
+def _problem_json(problem: Problem, call_id: str, function: Function | None) -> str:
     members: dict[str, object] = {
         "type": "about:blank",
         "title": problem.status.phrase,
@@ -99,26 +187,23 @@ def respond(error: ScaleZeroError, environ: WSGIEnvironment, function: Function 
     if function is not None:
         members["function"], members["namespace"] = function
     if problem.retry_after is not None:
-        members["retry_after"] = max(1, math.ceil(problem.retry_after))
-        headers["Retry-After"] = str(members["retry_after"])
-
-    match _media_type(environ):
-        case "text/html":
-            title = f"{problem.status.value} {problem.status.phrase}"
-            body, media_type = _PAGE.format(title=title, detail=escape(problem.detail)), "text/html"
-        case "text/plain":
-            body, media_type = problem.detail + "\n", "text/plain"
-        case _:
-            body, media_type = json.dumps(members) + "\n", "application/problem+json"
-    return Response(body, problem.status, headers, content_type=_with_charset(media_type))
+        members["retry_after"] = _whole_seconds(problem.retry_after)
+    return json.dumps(members) + "\n"
 
 
-def _media_type(environ: WSGIEnvironment) -> str:
-    # Of the parameters only the weight counts here; werkzeug would compare a charset as well.
-    header = _PARAMETER.sub("", environ.get("HTTP_ACCEPT") or "*/*")
-    accept = parse_accept_header(header, MIMEAccept)
-    return accept.best_match(_MEDIA_TYPES, default="text/plain")
+def _applied(environ: WSGIEnvironment) -> str:
+    wait = parse_prefer(environ.get("HTTP_PREFER", "")).wait
+    return "respond-async" if wait is None else f"respond-async, wait={wait:.0f}"
 
 
-def _with_charset(media_type: str) -> str:
-    return f"{media_type}; charset=utf-8" if media_type.startswith("text/") else media_type
+def _root(environ: WSGIEnvironment) -> str:
+    root: str = environ.get("SCRIPT_NAME", "")
+    return root
+
+
+def _whole_seconds(seconds: float) -> int:
+    return max(1, math.ceil(seconds))
+
+
+def _with_charset(form: str) -> str:
+    return f"{form}; charset=utf-8" if form.startswith("text/") else form

@@ -24,6 +24,7 @@ from .model import (
     FunctionNotFound,
     NotAvailable,
     ProviderError,
+    ProviderSilent,
     ReplicaStatus,
     TooManyWaiting,
 )
@@ -126,12 +127,19 @@ class FunctionScaler:
     # What the door asks for
 
     def ensure_available(
-        self, function: Function, deadline: float, *, since: float = -math.inf
+        self,
+        function: Function,
+        deadline: float,
+        *,
+        since: float = -math.inf,
+        wait: Callable[[Flight[FunctionMeta]], bool] | None = None,
     ) -> FunctionMeta:
         """Block until the function has a replica, waking it when it is at zero.
 
         :param deadline: monotonic seconds up to which the caller waits.
         :param since: take no answer to a question asked before that moment.
+        :param wait: how the caller waits for a flight to end: ``False`` when it would not wait longer. By
+            default until the deadline.
         :raises FunctionNotFound: the provider does not know the function.
         :raises ProviderError: the provider failed for too long, or has not answered by the deadline.
         :raises FunctionFailed: the function cannot start, or rests after a failed start.
@@ -139,28 +147,46 @@ class FunctionScaler:
         :raises TooManyWaiting: too many functions are being asked for.
         """
         begun = self._clock()
-        self._refuse_while_resting(function)
         while True:
-            if self._cache.is_missing(function):
-                raise FunctionNotFound(*function)
-            flight = self._wakes.join(function, partial(self._wake, function, since), deadline + LINGER)
-            if not flight.wait(deadline - self._clock()):
+            flight = self.start(function, deadline, since=since)
+            landed = flight.wait(deadline - self._clock()) if wait is None else wait(flight)
+            if not landed:
                 raise self._give_up(function, flight, begun)
             meta = flight.result()
             if meta.last_refresh >= since:
                 return meta
 
+    def start(self, function: Function, until: float, *, since: float = -math.inf) -> Flight[FunctionMeta]:
+        """Have the function woken, and do not wait for it.
+
+        :param until: monotonic seconds up to which the caller is interested.
+        :raises ScaleZeroError: as :meth:`ensure_available`, for what is known already.
+        """
+        self._refuse_while_resting(function)
+        if self._cache.is_missing(function):
+            raise FunctionNotFound(*function)
+        return self._wakes.join(function, partial(self._wake, function, since), until + LINGER)
+
+    def look(self, function: Function, timeout: float) -> None:
+        """Have the function's status asked for, without waking it, and wait for that ``timeout`` seconds."""
+        flight = self._look(function)
+        if flight is not None:
+            flight.wait(timeout)
+
     def refresh(self, function: Function) -> None:
         """Ask for the function's status in the background, unless that is being done. Never blocks."""
-        if self._refreshes.under_way(function):
-            return
+        if not self._refreshes.under_way(function):
+            self._look(function)
+
+    def _look(self, function: Function) -> Flight[None] | None:
         now = self._clock()
-        if now < (self._refresh_after.get(function) or -math.inf):
-            return
+        if self._cache.is_missing(function) or now < (self._refresh_after.get(function) or -math.inf):
+            return None
         try:
-            self._refreshes.join(function, partial(self._refresh, function), now + LINGER)
+            return self._refreshes.join(function, partial(self._refresh, function), now + LINGER)
         except TooManyWaiting as error:
             self._report(ProviderFailed(function, error))
+            return None
 
     def doubt(self, meta: FunctionMeta) -> bool:
         """The application could not reach the function: ask the provider again before it is used.
@@ -177,8 +203,24 @@ class FunctionScaler:
 
     def expected_start(self, function: Function) -> float | None:
         """The median of the last starts, in seconds; ``None`` before the first."""
-        durations = sorted(self._durations.get(function) or ())
+        durations = sorted(self.last_starts(function))
         return durations[len(durations) // 2] if durations else None
+
+    def last_starts(self, function: Function) -> tuple[float, ...]:
+        """How long the last starts took, in seconds, the latest last."""
+        return self._durations.get(function) or ()
+
+    def begun_at(self, function: Function) -> float | None:
+        """Since when the function is being woken, in monotonic seconds; ``None`` if it is not."""
+        flight = self._wakes.flight(function)
+        return None if flight is None else flight.begun
+
+    def time_left(self, function: Function) -> float:
+        """Seconds that a start under way will probably still take; 1 when nothing tells."""
+        begun, expected = self.begun_at(function), self.expected_start(function)
+        if begun is None or expected is None:
+            return 1.0
+        return max(1.0, expected - (self._clock() - begun))
 
     # What a leader does
 
@@ -271,11 +313,12 @@ class FunctionScaler:
     def _give_up(self, function: Function, flight: Flight[FunctionMeta], begun: float) -> Exception:
         waited = self._clock() - begun
         self._report(WaitGivenUp(function, waited))
-        if flight.trouble is not None:
-            return ProviderError(str(flight.trouble))
-        expected = self.expected_start(function)
-        left = 1.0 if expected is None else expected - waited
-        return NotAvailable(function, waited, max(1.0, left))
+        trouble = flight.trouble  # read once: the leader changes it
+        if isinstance(trouble, ProviderSilent):
+            return ProviderSilent(str(trouble))
+        if trouble is not None:
+            return ProviderError(str(trouble))
+        return NotAvailable(function, waited, self.time_left(function))
 
     def _woken(self, meta: FunctionMeta, after: float) -> None:
         meta.usage.woken_at = self._clock()
@@ -306,7 +349,7 @@ class _Wake:
 
         :raises ScaleZeroError: there will be none.
         """
-        self._flight.trouble = ProviderError("the provider did not answer in time")
+        self._flight.trouble = ProviderSilent("the provider did not answer in time")
         seen: ReplicaStatus | None = None
         met_unavailable = False
         while True:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from .durations import seconds
 from .events import Hook
 from .function_cache import MAXSIZE
 from .model import InvalidFunctionName, SettingError
 from .routing import NAME_RULES, Names
+from .rules import request_rule
 
 if TYPE_CHECKING:
     from .routing import Route
+    from .rules import Rule
+
+T = TypeVar("T")
 
 Duration = float | str
 """Seconds, or a string such as ``"250ms"``, ``"10m30s"`` or ``"1h"``."""
@@ -32,6 +37,16 @@ class SettingKeywords(TypedDict, total=False):
     missing_expiry: Duration
     cache_size: int
     max_wait: Duration
+    max_wait_of: Mapping[str, Duration]
+    max_waiting: int | None
+    max_waiting_per_function: int | None
+    release_rate: float | None
+    page_after: Duration | None
+    page_template: str | None
+    no_wake: Sequence[str | Rule] | Rule
+    no_wake_status: int
+    allow: Sequence[str] | None
+    deny: Sequence[str]
     replay: bool
     hooks: tuple[Hook, ...]
 
@@ -49,6 +64,20 @@ class Settings:
     :param missing_expiry: for how long an unknown function is remembered as unknown.
     :param cache_size: how many functions are remembered.
     :param max_wait: for how long one request is held. Below gunicorn's time-out of 30 s on purpose.
+    :param max_wait_of: the same for single functions, by ``"name"`` or ``"name.namespace"``. The label
+        ``scalezero.max-wait`` says it as well.
+    :param max_waiting: how many requests may wait in one process. By default a quarter of the places that
+        the server has, and one at least, stay free.
+    :param max_waiting_per_function: how many of them for one function; by default as many.
+    :param release_rate: after a start, how many of those that waited go on in a second; ``None``: all.
+    :param page_after: after how long a person's browser gets the waking page; ``None``: never.
+    :param page_template: the path of a page of your own in its place.
+    :param no_wake: requests that never wake and never count as use: ``"path=…"``, ``"method=…"``,
+        ``"user-agent=…"`` with ``*`` for any text, or callables that are given ``environ``; one callable may
+        stand alone.
+    :param no_wake_status: what such a request is answered when its function is at zero.
+    :param allow: patterns of the functions that may be woken; ``None``: all.
+    :param deny: patterns of those that may not.
     :param replay: whether a safe request that met a function at zero is passed down once more.
     :param hooks: callables that are told every event.
     :raises SettingError: a value is not allowed; it names the setting, the value and what is.
@@ -62,23 +91,39 @@ class Settings:
     missing_expiry: float = 1.0
     cache_size: int = MAXSIZE
     max_wait: float = 25.0
+    max_wait_of: Mapping[str, float] = field(default_factory=dict, hash=False)
+    max_waiting: int | None = None
+    max_waiting_per_function: int | None = None
+    release_rate: float | None = None
+    page_after: float | None = 2.0
+    page_template: str | None = None
+    no_wake: tuple[Rule, ...] = ()
+    no_wake_status: int = 503
+    allow: tuple[str, ...] | None = None
+    deny: tuple[str, ...] = ()
     replay: bool = True
     hooks: tuple[Hook, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        waits_as_given = self.max_wait_of
+        for setting in fields(self):
+            value = getattr(self, setting.name)
             try:
-                object.__setattr__(self, field.name, _READERS[field.name](value))
+                object.__setattr__(self, setting.name, _READERS[setting.name](value))
             except ValueError as error:
-                raise SettingError(f"{field.name}: {error}") from None
+                raise SettingError(f"{setting.name}: {error}") from None
         try:
-            Names(self.names, self.default_namespace)
+            names = Names(self.names, self.default_namespace)
         except InvalidFunctionName:
             raise SettingError(
                 f"default_namespace: {self.default_namespace!r} is not allowed;"
                 f" it must be a name by the rule {self.names!r}"
             ) from None
+        try:
+            max_wait_of = {str(names.split(name)): duration for name, duration in self.max_wait_of.items()}
+        except InvalidFunctionName as error:
+            raise SettingError(f"max_wait_of: {waits_as_given!r} is not allowed: {error}") from None
+        object.__setattr__(self, "max_wait_of", max_wait_of)
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], prefix: str = "SCALEZERO_") -> Settings:
@@ -89,7 +134,7 @@ class Settings:
 
         :raises SettingError: a name is unknown or a value is not allowed.
         """
-        known = [field.name for field in fields(cls)]
+        known = [setting.name for setting in fields(cls)]
         chosen: dict[str, Any] = {}
         for key, value in mapping.items():
             if not key.startswith(prefix):
@@ -111,7 +156,7 @@ class Settings:
 
         :raises SettingError: a name is a setting's misspelt, or a value is not allowed.
         """
-        names = [f"SCALEZERO_{field.name.upper()}" for field in fields(cls)]
+        names = [f"SCALEZERO_{setting.name.upper()}" for setting in fields(cls)]
         environ = os.environ if environ is None else environ
         ours = {key: environ[key] for key in environ if difflib.get_close_matches(key, names, cutoff=0.85)}
         return cls.from_mapping(ours)
@@ -162,10 +207,89 @@ def _switch(value: object) -> bool:
     raise ValueError(f"{value!r} is not allowed; it must be true or false")
 
 
+def _optional(read: Callable[[object], object]) -> Callable[[object], object]:
+    return lambda value: None if value is None or value == "" else read(value)
+
+
+def _durations(value: object) -> Mapping[str, float]:
+    pairs: object = value
+    if isinstance(value, str):
+        pairs = dict(part.partition("=")[::2] for part in value.split(",") if part.strip())
+    if isinstance(pairs, Mapping) and all(isinstance(name, str) for name in pairs):
+        return {name.strip(): _part(_positive_duration, pairs[name], value) for name in pairs}
+    raise ValueError(
+        f"{value!r} is not allowed; it must hold a duration for each function,"
+        " as a mapping or as 'hello=40s,slow.dev=2m'"
+    )
+
+
+def _rate(value: object) -> float:
+    try:
+        rate = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else 0.0
+    except (ValueError, OverflowError):
+        rate = 0.0
+    if 0 < rate < float("inf"):
+        return rate
+    raise ValueError(f"{value!r} is not allowed; it must be a number of requests in a second, more than 0")
+
+
+def _file(value: object) -> str:
+    if isinstance(value, (str, os.PathLike)) and os.path.isfile(value):  # noqa: PTH113
+        return os.fspath(value)
+    raise ValueError(f"{value!r} is not allowed; it must be the path of a file")
+
+
+def _words(value: object) -> Sequence[object]:
+    """A list, or a string of words with commas between, as the environment has it."""
+    if isinstance(value, str):
+        return [word.strip() for word in value.split(",") if word.strip()]
+    if isinstance(value, (list, tuple)):
+        return value
+    raise ValueError(f"{value!r} is not allowed; it must be a list, or words with commas between")
+
+
+def _part(read: Callable[[object], T], part: object, whole: object) -> T:
+    """Read a part of a value; the error names the whole as well, as it stands in the configuration."""
+    try:
+        return read(part)
+    except ValueError as error:
+        raise ValueError(f"{whole!r} is not allowed: {error}") from None
+
+
+def _rules(value: object) -> tuple[Rule, ...]:
+    rules = [value] if callable(value) else _words(value)
+    return tuple(_part(request_rule, rule, value) for rule in rules)
+
+
+def _patterns(value: object) -> tuple[str, ...]:
+    return tuple(_part(_pattern, pattern, value) for pattern in _words(value))
+
+
+def _pattern(value: object) -> str:
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    raise ValueError(f"{value!r} is not a function's name, perhaps with '*' for any text")
+
+
+def _status(value: object) -> int:
+    allowed = [status.value for status in HTTPStatus if status >= HTTPStatus.OK]
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value in allowed:
+        return int(value)
+    raise ValueError(f"{value!r} is not allowed; it must be a known HTTP status from 200 to 599")
+
+
 def _hooks(value: object) -> tuple[Hook, ...]:
-    if isinstance(value, (tuple, list)) and all(callable(hook) for hook in value):
-        return tuple(value)
+    if isinstance(value, (tuple, list)):
+        return tuple(_part(_hook, hook, value) for hook in value)
     raise ValueError(f"{value!r} is not allowed; it must be a list of callables that take an event")
+
+
+def _hook(value: object) -> Hook:
+    if callable(value):
+        return value
+    raise ValueError(f"{value!r} is not a callable that takes an event")
 
 
 _READERS: dict[str, Callable[[object], object]] = {
@@ -177,6 +301,16 @@ _READERS: dict[str, Callable[[object], object]] = {
     "missing_expiry": seconds,
     "cache_size": _count,
     "max_wait": _positive_duration,
+    "max_wait_of": _durations,
+    "max_waiting": _optional(_count),
+    "max_waiting_per_function": _optional(_count),
+    "release_rate": _optional(_rate),
+    "page_after": _optional(seconds),
+    "page_template": _optional(_file),
+    "no_wake": _rules,
+    "no_wake_status": _status,
+    "allow": _optional(_patterns),
+    "deny": _patterns,
     "replay": _switch,
     "hooks": _hooks,
 }

@@ -21,13 +21,15 @@ T = TypeVar("T")
 class Flight(Generic[T]):
     """A call under way.
 
+    :ivar begun: monotonic seconds at which it began.
     :ivar until: monotonic seconds after which the leader should end; later joiners move it on.
     :ivar trouble: the error that the leader met last, while it still tries.
     """
 
-    __slots__ = ("_error", "_landed", "_value", "trouble", "until")
+    __slots__ = ("_error", "_landed", "_value", "begun", "trouble", "until")
 
-    def __init__(self, until: float) -> None:
+    def __init__(self, begun: float, until: float) -> None:
+        self.begun = begun
         self.until = until
         self.trouble: Exception | None = None
         self._landed = threading.Event()
@@ -36,7 +38,9 @@ class Flight(Generic[T]):
 
     def wait(self, timeout: float) -> bool:
         """Wait at most ``timeout`` seconds; whether the flight has ended."""
-        return self._landed.wait(max(0.0, timeout))
+        # gevent's Event (26.9) must not be waited for once it is set: when the last of those who wait
+        # times out between set() and the wake-up, the rest is left without either.
+        return self._landed.is_set() or self._landed.wait(max(0.0, timeout))
 
     def result(self) -> T:
         """The outcome of a flight that has ended; the leader's error is raised."""
@@ -85,10 +89,14 @@ class SingleFlight(Generic[K, T]):
         self._clock = clock
         self._flights: PerProcess[_Flights[K, T]] = PerProcess(_Flights)
 
+    def flight(self, key: K) -> Flight[T] | None:
+        """The flight for ``key`` that runs and may be joined, if there is one. Takes no lock."""
+        flight = self._flights.get().by_key.get(key)
+        return flight if flight is not None and self._clock() <= flight.until else None
+
     def under_way(self, key: K) -> bool:
         """Whether a flight for ``key`` runs and may be joined. Takes no lock."""
-        flight = self._flights.get().by_key.get(key)
-        return flight is not None and self._clock() <= flight.until
+        return self.flight(key) is not None
 
     def join(self, key: K, call: Callable[[Flight[T]], T], until: float) -> Flight[T]:
         """Join the flight for ``key``, or start one that makes ``call`` in a thread of its own.
@@ -106,7 +114,7 @@ class SingleFlight(Generic[K, T]):
                 return flight
             if len(flights.leaders) >= self._limit:
                 raise TooManyWaiting(f"{self._limit} functions are being asked for already")
-            flight = Flight(until)
+            flight = Flight(self._clock(), until)
             flights.by_key[key] = flight
             flights.leaders.add(flight)
 

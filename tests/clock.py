@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 
 class Clock:
     """Monotonic seconds, from 0."""
@@ -16,3 +18,10 @@ class Clock:
         self.now += seconds
 
     sleep = advance
+
+
+class MovingClock(Clock):
+    """A clock that goes as clocks do, and can be put forward besides."""
+
+    def __call__(self) -> float:
+        return self.now + time.monotonic()

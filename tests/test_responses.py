@@ -4,7 +4,6 @@ import json
 import math
 import re
 import uuid
-from html.parser import HTMLParser
 from typing import Any, NamedTuple
 from wsgiref.validate import validator
 
@@ -25,11 +24,13 @@ from scalezero_wsgi import (
     SettingError,
     TooManyWaiting,
 )
-from scalezero_wsgi.responses import problem_of, respond
+from scalezero_wsgi.pages import Pages
+from scalezero_wsgi.responses import Answers, problem_of
 from scalezero_wsgi.routing import Names
 
 HELLO = Function("hello", "dev")
 PROBLEM = "application/problem+json"
+respond = Answers(Pages("/function/.scalezero/")).respond
 HTML = "text/html; charset=utf-8"
 TEXT = "text/plain; charset=utf-8"
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
@@ -224,7 +225,7 @@ def test_a_request_without_a_call_id_gets_a_new_one(call_id: str | None) -> None
 def test_no_answer_is_stored_and_its_kind_depends_on_accept(error: ScaleZeroError, accept: str) -> None:
     headers = answer(error, accept=accept).headers
     assert headers["Cache-Control"] == "no-store"
-    assert headers["Vary"] == "Accept"
+    assert headers["Vary"] == "Accept, Sec-Fetch-Mode"
 
 
 @pytest.mark.parametrize("accept", ["application/json", BROWSER, "text/plain", "image/png", ";;"])
@@ -238,48 +239,6 @@ def test_nothing_of_the_providers_text_reaches_the_client(error: ScaleZeroError,
         given = answer(raised, accept=accept)
     for part in (given.body, given.status, str(given.headers)):
         assert not re.search("hunter2|10\\.0\\.0\\.1|8080|said|Traceback|OSError", part)
-
-
-class Page(HTMLParser):
-    """The tags of a page and the text of its paragraph."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.texts: dict[str, str] = {}
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_data(self, data: str) -> None:
-        tag = self.tags[-1] if self.tags else ""
-        self.texts[tag] = self.texts.get(tag, "") + data
-
-
-TAGS = ["html", "head", "meta", "meta", "title", "body", "h1", "p"]
-
-
-def test_the_page_is_titled_by_the_status_and_says_the_detail() -> None:
-    page = Page(answer(ERRORS[1], accept=BROWSER).body)
-    assert page.tags == TAGS
-    assert page.texts["title"].strip() == page.texts["h1"] == "404 Not Found"
-    assert page.texts["p"].strip() == "There is no function hello.dev."
-
-
-@settings(deadline=None)
-@given(st.text(st.sampled_from("<>&\"'{}%=/ abp;#x"), max_size=30))
-@example("<script>alert('x')</script>")
-@example("</p><img src=x onerror=alert(1)>")
-@example("{title}&amp;")
-def test_markup_in_a_reason_or_a_name_is_text_on_the_page(text: str) -> None:
-    failed = Page(answer(FunctionFailed(HELLO, text), accept="text/html").body)
-    assert failed.tags == TAGS
-    assert failed.texts["p"].strip() == f"The function hello.dev cannot start: {text}".strip()
-    with pytest.raises(InvalidFunctionName) as caught:
-        Names().check(f"<{text}", "")
-    assert Page(answer(caught.value, function=None, accept="text/html").body).tags == TAGS
 
 
 def test_an_invalid_name_of_any_bytes_can_be_answered() -> None:

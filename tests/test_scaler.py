@@ -49,7 +49,7 @@ class Bench:
         )
 
     def wake(self, until: float = 60.0) -> FunctionMeta:
-        return self.scaler._wake(HELLO, -math.inf, Flight(self.clock() + until))
+        return self.scaler._wake(HELLO, -math.inf, Flight(self.clock(), self.clock() + until))
 
     def of(self, kind: type[Event]) -> list[Event]:
         return [event for event in self.events if isinstance(event, kind)]

@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import pathlib
+from http import HTTPStatus
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,14 @@ from scalezero_wsgi.events import Event
 
 NAMES = [field.name for field in dataclasses.fields(Settings)]
 DURATIONS = ["cache_expiry", "stale_for", "missing_expiry", "max_wait"]
+OPTIONAL = [
+    "max_waiting",
+    "max_waiting_per_function",
+    "release_rate",
+    "page_after",
+    "page_template",
+    "allow",
+]
 
 
 def hook(_: Event) -> None:
@@ -20,6 +30,13 @@ def hook(_: Event) -> None:
 
 
 ROUTE = by_header("X-Function")
+
+
+def rule(_: object) -> bool:
+    raise NotImplementedError
+
+
+FILE = __file__
 
 
 def settings_or_error(name: str, value: object) -> Settings | SettingError:
@@ -47,6 +64,29 @@ READINGS: list[tuple[str, object, object]] = [
     ("cache_size", " 7 ", 7),
     *[("replay", yes, True) for yes in (True, "true", "True", "1", "yes", "on", " ON ")],
     *[("replay", no, False) for no in (False, "false", "False", "0", "no", "off")],
+    ("max_wait_of", {}, {}),
+    ("max_wait_of", {"slow": "1m", "slow.dev": 2}, {"slow": 60.0, "slow.dev": 2.0}),
+    ("max_wait_of", "slow=1m, slow.dev=2", {"slow": 60.0, "slow.dev": 2.0}),
+    ("max_wait_of", "", {}),
+    *[(name, 3, 3) for name in ("max_waiting", "max_waiting_per_function")],
+    *[(name, "40", 40) for name in ("max_waiting", "max_waiting_per_function")],
+    *[(name, None, None) for name in OPTIONAL],
+    *[(name, "", None) for name in OPTIONAL],
+    ("release_rate", 5, 5.0),
+    ("release_rate", "0.5", 0.5),
+    ("page_after", "1500ms", 1.5),
+    ("page_after", 0, 0.0),
+    ("page_template", FILE, FILE),
+    ("page_template", pathlib.Path(FILE), FILE),
+    ("no_wake", rule, (rule,)),
+    ("no_wake", [rule, rule], (rule, rule)),
+    ("no_wake", "", ()),
+    *[("no_wake_status", status, 200) for status in (200, "200", " 200 ", HTTPStatus.OK)],
+    *[("no_wake_status", status, status) for status in (204, 418, 503)],
+    ("allow", [], ()),
+    *[(name, ["hello", "job-*"], ("hello", "job-*")) for name in ("allow", "deny")],
+    *[(name, " hello , job-*,", ("hello", "job-*")) for name in ("allow", "deny")],
+    ("deny", (), ()),
     ("hooks", (), ()),
     ("hooks", [hook], (hook,)),
     ("hooks", (hook, print), (hook, print)),
@@ -59,9 +99,27 @@ WRONG: dict[str, list[object]] = {
     **{name: [-1, "", "fast", None, True, math.nan, math.inf, []] for name in DURATIONS},
     "cache_size": [0, -1, 1.0, "0", "-1", "1.5", "", "ten", None, True, []],
     "replay": [None, 0, 1, "", "maybe", [], "2"],
+    "max_wait_of": [
+        *(None, 3, "slow", "slow=", "=3", "slow=0", "a=1,b=fast", "Slow!=3", {"slow": None}),
+        *({"slow": 0}, {1: 2}, {"": 2}, {"slow": [1]}, [("slow", 1)], {"good": 1, "Slow": 2}),
+    ],
+    **{
+        name: [0, -1, "0", 1.5, "1.5", True, "ten", []]
+        for name in ("max_waiting", "max_waiting_per_function")
+    },
+    "release_rate": [0, -1, "0", "fast", True, math.inf, math.nan, "nan", "inf", [], 10**400],
+    "page_after": [-1, "soon", True, math.nan, math.inf, []],
+    "page_template": ["/no/such/file", ".", 1, b"x", "\0", []],
+    "no_wake": [
+        *(None, 1, "healthz", "path", "path=", "=x", "host=x", "path=/a,b", [1], ["path=/a", "pth=/b"]),
+        *({"path": "/a"}, [None], ["path=  "], b"path=/a"),
+    ],
+    "no_wake_status": [None, 0, 100, 101, 199, 299, 600, 999, "ok", "", 200.0, True, [], 520],
+    **{name: [1, [1], ["a", None], [""], ["  "], {"a"}, {"a": 1}, b"a"] for name in ("allow", "deny")},
     "hooks": [None, hook, "hook", [None], (hook, "x"), {hook}, 1],
 }
 WRONG["max_wait"] += [0, 0.0, "0s"]
+WRONG["deny"] += [None]
 
 
 @pytest.mark.parametrize(("name", "value", "expected"), READINGS)
@@ -86,6 +144,41 @@ def test_a_wrong_value_names_the_setting_the_value_and_what_is_allowed(name: str
     message = str(caught.value)
     assert message.startswith((f"{name}: {value!r} ", f"{name}: {value} "))
     assert "allowed" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "part"),
+    [
+        ("max_wait_of", "good=1,bad=fast", "'fast' is not a duration; allowed are"),
+        ("max_wait_of", {"good": 1, "bad": -1}, "-1 is not a duration; allowed are"),
+        ("max_wait_of", {"good": 1, "Bad": 2}, "'Bad' is not a function's name"),
+        ("no_wake", ["path=/a", "pth=/b"], "'pth=/b' is not a rule; allowed are 'path=…', 'method=…',"),
+        ("no_wake", "path=/a, b", "'b' is not a rule; allowed are"),
+        ("allow", ["a", 7], "7 is not a function's name"),
+        ("deny", ["a", ""], "'' is not a function's name"),
+        ("hooks", [hook, 7], "7 is not a callable that takes an event"),
+    ],
+)
+def test_a_wrong_part_of_a_value_is_named_beside_the_whole(name: str, value: object, part: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        Settings(**{name: value})  # type: ignore[arg-type]
+    assert str(caught.value).startswith(f"{name}: {value!r} is not allowed: {part}")
+
+
+def test_rules_are_read_from_a_list_and_from_one_string() -> None:
+    given = ["path=/function/*/healthz", "method=OPTIONS", "user-agent=*bot*"]
+    for value in (given, tuple(given), ", ".join(given)):
+        rules = Settings(no_wake=value).no_wake  # type: ignore[arg-type]
+        environ = {"PATH_INFO": "/function/a/healthz", "REQUEST_METHOD": "OPTIONS"}
+        assert [bool(rule({**environ, "HTTP_USER_AGENT": "Bot"})) for rule in rules] == [True] * 3
+        assert [bool(rule({})) for rule in rules] == [False] * 3
+        assert Settings.from_mapping({"no_wake": rules}, prefix="").no_wake == rules
+
+
+def test_max_wait_of_names_functions_as_requests_do() -> None:
+    given = Settings(max_wait_of={"slow": 40, "slow.dev": 50}, default_namespace="fn")
+    assert given.max_wait_of == {"slow.fn": 40.0, "slow.dev": 50.0}
+    assert Settings(max_wait_of={"My_fn.v2.dev": 1}, names="openfaas").max_wait_of == {"My_fn.v2.dev": 1.0}
 
 
 @settings(deadline=None)
@@ -127,6 +220,16 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "missing_expiry": 1.0,
         "cache_size": 10_000,
         "max_wait": 25.0,
+        "max_wait_of": {},
+        "max_waiting": None,
+        "max_waiting_per_function": None,
+        "release_rate": None,
+        "page_after": 2.0,
+        "page_template": None,
+        "no_wake": (),
+        "no_wake_status": 503,
+        "allow": None,
+        "deny": (),
         "replay": True,
         "hooks": (),
     }
@@ -183,10 +286,22 @@ def test_every_setting_that_a_string_can_say_comes_from_the_environment() -> Non
         "SCALEZERO_MISSING_EXPIRY": "3",
         "SCALEZERO_CACHE_SIZE": "500",
         "SCALEZERO_MAX_WAIT": "1m30s",
+        "SCALEZERO_MAX_WAIT_OF": "slow=40s,job.batch=5m",
+        "SCALEZERO_MAX_WAITING": "6",
+        "SCALEZERO_MAX_WAITING_PER_FUNCTION": "3",
+        "SCALEZERO_RELEASE_RATE": "20",
+        "SCALEZERO_PAGE_AFTER": "",
+        "SCALEZERO_PAGE_TEMPLATE": FILE,
+        "SCALEZERO_NO_WAKE": "method=OPTIONS,user-agent=kube-probe/*",
+        "SCALEZERO_NO_WAKE_STATUS": "204",
+        "SCALEZERO_ALLOW": "hello,job-*",
+        "SCALEZERO_DENY": "job-secret",
         "SCALEZERO_REPLAY": "off",
     }
     assert {key.removeprefix("SCALEZERO_").lower() for key in strings} == set(NAMES) - {"hooks"}
-    assert Settings.from_environ({**strings, "PATH": "/bin"}) == Settings(
+    made = Settings.from_environ({**strings, "PATH": "/bin"})
+    assert [bool(rule({"HTTP_USER_AGENT": "kube-probe/1.20"})) for rule in made.no_wake] == [False, True]
+    assert dataclasses.replace(made, no_wake=()) == Settings(
         route="/fn/",
         default_namespace="dev",
         names="openfaas",
@@ -195,6 +310,15 @@ def test_every_setting_that_a_string_can_say_comes_from_the_environment() -> Non
         missing_expiry=3.0,
         cache_size=500,
         max_wait=90.0,
+        max_wait_of={"slow.dev": 40.0, "job.batch": 300.0},
+        max_waiting=6,
+        max_waiting_per_function=3,
+        release_rate=20.0,
+        page_after=None,
+        page_template=FILE,
+        no_wake_status=204,
+        allow=("hello", "job-*"),
+        deny=("job-secret",),
         replay=False,
     )
 

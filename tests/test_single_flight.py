@@ -191,7 +191,36 @@ def test_the_leader_is_given_its_flight_and_can_tell_its_trouble() -> None:
 
 
 def test_a_flight_has_no_trouble_at_first() -> None:
-    assert Flight[object](1.0).trouble is None
+    assert Flight[object](1.0, 2.0).trouble is None
+
+
+def test_a_flight_tells_when_it_began_however_late_one_joins() -> None:
+    clock = Clock()
+    single = flights(clock=clock)
+    gate = Gate()
+    clock.now = 3
+    first = single.join("a", gate, until=20)
+    clock.now = 7
+    assert single.join("a", gate, until=30) is first
+    assert (first.begun, first.until) == (3, 30)
+    gate.open()
+    outcome(first)
+
+
+def test_the_flight_that_may_be_joined_can_be_looked_up_and_no_other() -> None:
+    clock = Clock()
+    single = flights(clock=clock)
+    gate = Gate()
+    assert single.flight("a") is None
+    flight = single.join("a", gate, until=10)
+    assert single.flight("a") is flight
+    assert single.flight("b") is None
+    clock.now = 10.001  # past its end it hangs, and is nobody's
+    assert single.flight("a") is None
+    gate.open()
+    outcome(flight)
+    clock.now = 5
+    assert single.flight("a") is None
 
 
 def test_under_way_tells_of_its_own_key_from_the_start_to_the_landing() -> None:

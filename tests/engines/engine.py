@@ -23,12 +23,12 @@ IMAGE = "scalezero-test/busybox:1"
 """A static busybox and ``/www/index.html``; ``httpd -f -p 8080 -h /www`` serves it."""
 
 
-def engine(variable: str) -> Path:
-    """The work directory of an engine."""
+def engine(variable: str, what: str = "the work directory of a running engine") -> Path:
+    """The work directory of an engine, or its executable."""
     directory = os.environ.get(variable)
     if directory:
         return Path(directory)
-    why = f"{variable} does not name the work directory of a running engine"
+    why = f"{variable} does not name {what}"
     if os.environ.get("SCALEZERO_ENGINES") == "required":
         pytest.fail(why)
     pytest.skip(why)

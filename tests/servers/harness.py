@@ -39,6 +39,7 @@ class Server:
     url: str
     process: subprocess.Popen[bytes]
     log_path: Path
+    address: str | tuple[str, int]
 
     @property
     def log(self) -> str:
@@ -56,18 +57,25 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in listed.split()]
 
 
-def is_up(port: int) -> bool:
-    with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", port)) == 0
+def is_up(port: int | str) -> bool:
+    with socket.socket(socket.AF_UNIX if isinstance(port, str) else socket.AF_INET) as sock:
+        return sock.connect_ex(address_of(port)) == 0
+
+
+def address_of(port: int | str) -> str | tuple[str, int]:
+    """Where a server listens: on a port of this host, or on a Unix socket at that path."""
+    return port if isinstance(port, str) else ("127.0.0.1", port)
 
 
 @contextlib.contextmanager
-def serving(command: list[str], port: int, log: Path, env: dict[str, str] | None = None) -> Iterator[Server]:
-    """Run ``command`` until the block ends; it must listen on ``port`` soon."""
+def serving(
+    command: list[str], port: int | str, log: Path, env: dict[str, str] | None = None
+) -> Iterator[Server]:
+    """Run ``command`` until the block ends; it must listen on ``port`` or a Unix socket's path soon."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=ROOT)
-    server = Server(f"http://127.0.0.1:{port}", process, log)
+    server = Server(f"http://127.0.0.1:{port}", process, log, address_of(port))
     try:
         until(lambda: process.poll() is not None or is_up(port))
         assert process.poll() is None, server.log
@@ -83,11 +91,17 @@ def serving(command: list[str], port: int, log: Path, env: dict[str, str] | None
 
 @contextlib.contextmanager
 def gunicorn(
-    app: str, log: Path, *options: str, worker: str = "gthread", env: dict[str, str] | None = None
+    app: str,
+    log: Path,
+    *options: str,
+    worker: str = "gthread",
+    env: dict[str, str] | None = None,
+    unix: str = "",
 ) -> Iterator[Server]:
-    """Run ``app`` under gunicorn."""
-    port = free_port()
-    command = [sys.executable, "-m", "gunicorn", app, "-b", f"127.0.0.1:{port}", "-k", worker]
+    """Run ``app`` under gunicorn; ``unix`` is the path of a Unix socket in place of a port."""
+    port = unix or free_port()
+    bind = f"unix:{unix}" if unix else f"127.0.0.1:{port}"
+    command = [sys.executable, "-m", "gunicorn", app, "-b", bind, "-k", worker]
     command += ["--no-control-socket", "--graceful-timeout", "5", *options]
     with serving(command, port, log, env) as server:
         yield server

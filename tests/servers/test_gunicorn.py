@@ -18,6 +18,7 @@ from tests.servers.site import FUNCTIONS
 FLASK = "tests.servers.flask_site:app"
 DJANGO = "tests.servers.django_site.wsgi:application"
 WAITING = "tests.servers.waiting_site:application"
+HOOK = ["-c", "python:tests.servers.matrix_conf"]
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def together(count: int, call: object) -> list[object]:
 
 
 def test_300_at_once_start_one_process(tmp_path: Path, state: dict[str, str]) -> None:
-    with gunicorn(FLASK, tmp_path / "log", "--threads", "320", env=state) as server:
+    with gunicorn(FLASK, tmp_path / "log", *HOOK, "--threads", "320", env=state) as server:
         assert together(300, lambda: server.get("/function/hello").status_code) == [200] * 300, server.log
         assert server.get("/counts").json()["starts"] == 1
 
@@ -96,7 +97,7 @@ def test_preload_with_several_workers(tmp_path: Path) -> None:
 def test_200_requests_wait_in_one_gevent_worker_while_others_are_answered(
     options: list[str], tmp_path: Path
 ) -> None:
-    with gunicorn(WAITING, tmp_path / "log", *options, worker="gevent", env={"DELAY": "3"}) as server:
+    with gunicorn(WAITING, tmp_path / "log", *HOOK, *options, worker="gevent", env={"DELAY": "3"}) as server:
         outcomes: list[object] = []
         waiting = threading.Thread(
             target=lambda: outcomes.extend(together(200, lambda: server.get("/function/hello").status_code))

@@ -1,0 +1,73 @@
+"""Has the client gone while its request waits?
+
+Not by ``recv(MSG_PEEK)``: that misses a reset behind a body which nobody has read, and blocks on gevent's
+sockets. A client that has sent more, the next request on its connection perhaps, has not gone.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .server import cheroot_thread
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+_TCP_ESTABLISHED = 1  # net/tcp_states.h; struct tcp_info of linux/tcp.h begins with the state
+
+
+def gone_check(environ: WSGIEnvironment) -> Callable[[], bool] | None:
+    """A question to put now and then, never blocking; ``None`` where the server offers nothing.
+
+    A client that has shut down its sending side counts as gone: what is to come from it is the end.
+    To be called in the thread that serves the request.
+    """
+    if not sys.platform.startswith("linux"):
+        return environ.get("waitress.client_disconnected")
+    uwsgi: Any = sys.modules.get("uwsgi")  # there only inside uWSGI
+    if uwsgi is not None:
+        descriptor: int = uwsgi.connection_fd()
+        return lambda: _hung_up(descriptor)
+    sock = _socket(environ)
+    if sock is None:
+        return None
+    if sock.family == socket.AF_UNIX:
+        return lambda: _hung_up(sock.fileno())
+    return lambda: _not_established(sock)
+
+
+def _socket(environ: WSGIEnvironment) -> Any:
+    for key in ("gunicorn.socket", "gunicorn.sock", "werkzeug.socket"):
+        if key in environ:
+            return environ[key]
+    # waitress.client_disconnected is blind unless channel_request_lookahead is set, and it is not by
+    # default; but it is a method of the channel, which has the socket.
+    channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
+    return getattr(channel or getattr(cheroot_thread(), "conn", None), "socket", None)
+
+
+def _not_established(sock: Any) -> bool:
+    try:
+        state: bytes = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+    except OSError:  # closed already
+        return True
+    return state[0] != _TCP_ESTABLISHED
+
+
+def _hung_up(descriptor: int) -> bool:
+    try:
+        poll = _original_poll()()
+        poll.register(descriptor, select.POLLRDHUP)
+        return bool(poll.poll(0))
+    except (OSError, ValueError):  # closed already
+        return True
+
+
+def _original_poll() -> Any:
+    """gevent replaces ``select.poll`` by one that gives way to other greenlets, even for no time at all."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey.get_original("select", "poll") if monkey is not None else select.poll

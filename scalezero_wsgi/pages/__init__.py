@@ -1,0 +1,209 @@
+"""The pages for people: one that waits with them, and the failures in the same dress.
+
+No inline script, style or handler, so that a strict Content-Security-Policy has nothing to refuse; without
+JavaScript the page loads itself again. Every value is escaped.
+
+A waking page of one's own is a file in the form of :class:`string.Template` (a dollar sign of one's own is
+``$$``), with these placeholders, none of which it must use:
+
+=============  ==============================================================================================
+``$function``  the function, ``name`` or ``name.namespace``
+``$elapsed``   seconds since its start began, with one decimal
+``$expected``  seconds that a start usually takes, with one decimal; ``0.0`` when that is not known
+``$progress``  HTML: both in words, and a bar
+``$history``   HTML: a plot of the last starts; empty before the first
+``$refresh``   whole seconds after which a page without JavaScript should load itself again
+``$status``    the URL that tells how far the start has come (JSON)
+``$script``    the URL of the script that asks there, and loads the page again when the function is ready
+``$style``     the URL of our style sheet
+``$base``      the URL under which all of these are
+=============  ==============================================================================================
+
+The script needs one element with the attributes ``data-function="$function" data-status="$status"
+data-elapsed="$elapsed" data-expected="$expected"``. Of the elements with the ids ``heading``, ``going``
+(hidden when nothing goes on any more), ``note`` (says what happens) and ``again`` (shown when another try is
+up to the reader) it uses those that are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import NamedTuple
+from urllib.parse import quote
+
+from ..model import Function, SettingError
+from .plot import in_words, plot
+
+_ASSETS = {"page.css": "text/css", "page.js": "text/javascript"}
+_PLACEHOLDERS = [
+    *("function", "elapsed", "expected", "progress", "history", "refresh"),
+    *("status", "script", "style", "base"),
+]
+
+REFRESH_AT_MOST = 5
+"""Seconds after which a page without JavaScript loads itself again, however long a start takes."""
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self';"
+    " base-uri 'none'; form-action 'none'"
+)
+"""The Content-Security-Policy of our own pages. They may be framed, as the function itself may be."""
+
+AGAIN = '<p><a class="button" href="">Try again</a></p>'
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a start has come.
+
+    :param elapsed: seconds since it began, as far as this process knows.
+    :param last_starts: how long the last ones took, in seconds, the latest last.
+    :param retry_after: seconds that this one will probably still take.
+    """
+
+    elapsed: float
+    last_starts: tuple[float, ...]
+    retry_after: float
+
+    @property
+    def expected(self) -> float:
+        """The median of the last starts, in seconds; 0 when there was none."""
+        return sorted(self.last_starts)[len(self.last_starts) // 2] if self.last_starts else 0.0
+
+
+NO_PROGRESS = Progress(0.0, (), 1.0)
+
+
+class Asset(NamedTuple):
+    """A file that a page needs.
+
+    :ivar current: whether it was asked for under the URL that its content has now.
+    """
+
+    body: bytes
+    media_type: str
+    current: bool
+
+
+class Pages:
+    """Renders pages and serves what they need. Safe for threads: everything is read when it is made.
+
+    :param base: the path under which the middleware answers itself, such as ``"/function/.scalezero/"``.
+    :param template: the path of a waking page of one's own; see the module.
+    :raises SettingError: it cannot be read, or has a placeholder that there is not.
+    """
+
+    def __init__(self, base: str, template: str | None = None) -> None:
+        self.base = base
+        self.policy = POLICY if template is None else None
+        """The waking page's policy. Who brings a page of their own knows what it may load."""
+        self._waking = Template(_read("waking.html")) if template is None else _own_template(template)
+        self._problem = Template(_read("problem.html"))
+        self._assets = {name: _read(name).encode() for name in _ASSETS}
+        self._digests = {name: hashlib.sha256(body).hexdigest()[:12] for name, body in self._assets.items()}
+
+    def waking(self, root: str, function: Function, progress: Progress) -> str:
+        """The page that waits.
+
+        :param root: the ``SCRIPT_NAME`` of the request.
+        """
+        base = self._url(root)
+        values = {
+            "function": str(function),
+            "elapsed": f"{progress.elapsed:.1f}",
+            "expected": f"{progress.expected:.1f}",
+            "refresh": str(_refresh(progress.retry_after)),
+            "status": f"{base}status/{quote(str(function))}",
+            **self._files(base),
+        }
+        return self._waking.substitute(
+            {name: escape(value) for name, value in values.items()},
+            progress=_progress(function, progress),
+            history=plot(progress.last_starts, progress.elapsed),
+        )
+
+    def problem(self, root: str, status: int, phrase: str, detail: str, *, again: bool = False) -> str:
+        """The page of a failure.
+
+        :param root: the ``SCRIPT_NAME`` of the request.
+        :param again: whether another try may help.
+        """
+        values = {
+            "status": str(status),
+            "phrase": phrase,
+            "detail": detail,
+            "style": self._files(self._url(root))["style"],
+        }
+        return self._problem.substitute(
+            {name: escape(value) for name, value in values.items()}, again=AGAIN if again else ""
+        )
+
+    def asset(self, name: str) -> Asset | None:
+        """What a page needs, by the last part of its URL: ``page.<digest>.css``, or without the digest.
+
+        Another digest gets the file as well: while a site is being upgraded, the page may come from one of
+        its servers and what it needs from another.
+        """
+        stem, _, rest = name.partition(".")
+        digest, _, extension = rest.rpartition(".")
+        name = f"{stem}.{extension}"
+        if name not in self._assets:
+            return None
+        return Asset(self._assets[name], _ASSETS[name], digest == self._digests[name])
+
+    def _url(self, root: str) -> str:
+        # Both are bytes as latin-1 (PEP 3333). Two slashes in front would be another host.
+        path = quote(root + self.base, encoding="latin-1", errors="replace")
+        return "/" + path.lstrip("/")
+
+    def _files(self, base: str) -> dict[str, str]:
+        return {
+            "base": base,
+            "style": f"{base}page.{self._digests['page.css']}.css",
+            "script": f"{base}page.{self._digests['page.js']}.js",
+        }
+
+
+def _read(name: str) -> str:
+    return (files(__package__) / name).read_text("utf-8")
+
+
+def _own_template(path: str) -> Template:
+    try:
+        template = Template(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise SettingError(f"page_template: {path!r} cannot be read: {reason}") from None
+    if not template.is_valid():
+        raise SettingError(
+            f"page_template: {path!r} has a $ that begins no placeholder; one that is meant is $$"
+        )
+    unknown = [name for name in template.get_identifiers() if name not in _PLACEHOLDERS]
+    if unknown:
+        raise SettingError(
+            f"page_template: {path!r} has the placeholder ${unknown[0]}, which is not allowed;"
+            f" there are {', '.join('$' + name for name in _PLACEHOLDERS)}"
+        )
+    return template
+
+
+def _refresh(left: float) -> int:
+    """Half of what is left: so the last load comes soon after the function is ready, and few before it."""
+    return max(1, min(REFRESH_AT_MOST, int(left / 2)))
+
+
+def _progress(function: Function, progress: Progress) -> str:
+    elapsed, expected = progress.elapsed, progress.expected
+    so_far = f'<span id="elapsed">{in_words(elapsed)}</span> so far'
+    if not expected:
+        return f'<p class="time">{so_far}</p>\n<div class="pulse"></div>'
+    return (
+        f'<p class="time">{so_far}, usually about {in_words(expected)}</p>\n'
+        f'<progress id="bar" aria-label="Start of {escape(str(function))}"'
+        f' max="{expected:.1f}" value="{min(elapsed, expected):.1f}"></progress>'
+    )

@@ -1,0 +1,65 @@
+"""What the client prefers: to wait or not (RFC 7240, ``Prefer: respond-async, wait=10``), and which form of
+answer it wants."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+_MEDIA_TYPES = ["application/problem+json", "application/json", "text/html", "text/plain"]
+# Possessive throughout: a header of any text costs time in proportion to its length.
+_PARAMETER = re.compile(r";\s*+(?!q=)[^;,]*+", re.IGNORECASE)
+
+# What stands between two commas. A quotation that nobody closes reaches to the end.
+_ELEMENT = re.compile(r"""(?:[^",]++|"(?:[^"\\]|\\.?)*+"?)++""", re.DOTALL)
+_CHAR = r"[!#$%&'*+.^_`|~0-9A-Za-z-]"
+_PREFERENCE = re.compile(
+    rf"""\s*+({_CHAR}++)\s*+(?:=\s*+("(?:[^"\\]|\\.)*+"|{_CHAR}*+)\s*+)?(?:;.*+)?""", re.ASCII | re.DOTALL
+)
+
+
+class Preferences(NamedTuple):
+    """What was preferred and understood.
+
+    :ivar wait: seconds; ``None`` if not given.
+    :ivar respond_async: whether 202 at once is preferred to waiting.
+    """
+
+    wait: float | None = None
+    respond_async: bool = False
+
+
+def parse_prefer(header: str) -> Preferences:
+    """Read the header. The first of a name counts; what is malformed or unknown is ignored."""
+    found: dict[str, str] = {}
+    for element in _ELEMENT.findall(header):
+        match = _PREFERENCE.fullmatch(element)
+        if match is not None:
+            found.setdefault(match[1].lower(), (match[2] or "").strip('"'))
+    wait = found.get("wait", "")
+    seconds = float(wait) if wait.isascii() and wait.isdecimal() and len(wait) < 10 else None
+    return Preferences(seconds, found.get("respond-async") == "")
+
+
+def media_type(environ: WSGIEnvironment) -> str:
+    """The form of an answer that the client likes best, of those that we have."""
+    # Of the parameters only the weight counts here; werkzeug would compare a charset as well.
+    header = _PARAMETER.sub("", environ.get("HTTP_ACCEPT") or "*/*")
+    accept = parse_accept_header(header, MIMEAccept)
+    return accept.best_match(_MEDIA_TYPES, default="text/plain")
+
+
+def is_navigation(environ: WSGIEnvironment) -> bool:
+    """Whether a person waits in front of a browser: Fetch Metadata, or by what is accepted."""
+    if environ.get("REQUEST_METHOD") != "GET":
+        return False
+    mode = environ.get("HTTP_SEC_FETCH_MODE")
+    if mode is not None:
+        return bool(mode == "navigate")
+    return "HTTP_ACCEPT" in environ and media_type(environ) == "text/html"

@@ -1,0 +1,79 @@
+"""Whom to wake for: rules about requests that never wake, and about functions that may be woken."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from fnmatch import translate
+from typing import TYPE_CHECKING
+
+from .model import Function
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+    Rule = Callable[[WSGIEnvironment], object]
+
+_KEYS = {"path": "PATH_INFO", "method": "REQUEST_METHOD", "user-agent": "HTTP_USER_AGENT"}
+
+
+def request_rule(rule: object) -> Rule:
+    """A rule about requests, from a callable or a string.
+
+    :param rule: ``"path=/function/*/healthz"``, ``"method=OPTIONS"`` or ``"user-agent=*bot*"``, where ``*``
+        stands for any text and case does not count but in paths; or a callable that is given ``environ``.
+    :raises ValueError: it is neither.
+    """
+    if callable(rule):
+        return rule
+    kind, equals, pattern = rule.partition("=") if isinstance(rule, str) else ("", "", "")
+    key = _KEYS.get(kind.strip().lower())
+    if key is None or not equals or not pattern.strip():
+        raise ValueError(
+            f"{rule!r} is not a rule; allowed are 'path=…', 'method=…', 'user-agent=…' and callables"
+        )
+    matches = re.compile(translate(pattern.strip()), re.NOFLAG if key == "PATH_INFO" else re.IGNORECASE).match
+    return lambda environ: matches(environ.get(key, ""))
+
+
+class Rules:
+    """Who may wake what.
+
+    :param no_wake: requests that match one of these never wake.
+    :param allow: patterns of the functions that may be woken; ``None``: all.
+    :param deny: patterns of those that may not.
+    :param default_namespace: may be left out in patterns as it may be in requests.
+    """
+
+    __slots__ = ("_allowed", "_denied", "_no_wake")
+
+    def __init__(
+        self,
+        no_wake: Iterable[Rule] = (),
+        allow: Iterable[str] | None = None,
+        deny: Iterable[str] = (),
+        default_namespace: str = "",
+    ) -> None:
+        self._no_wake = tuple(no_wake)
+        self._allowed = function_rule(["*"] if allow is None else allow, default_namespace)
+        self._denied = function_rule(deny, default_namespace)
+
+    def may_be_woken(self, function: Function) -> bool:
+        """Whether any request may wake the function."""
+        return self._allowed(function) and not self._denied(function)
+
+    def may_wake(self, function: Function, environ: WSGIEnvironment) -> bool:
+        """Whether this request may wake the function, and counts as its use."""
+        return self.may_be_woken(function) and not any(rule(environ) for rule in self._no_wake)
+
+
+def function_rule(patterns: Iterable[str], default_namespace: str = "") -> Callable[[Function], bool]:
+    """A test of functions by patterns such as ``"hello"``, ``"*.prod"`` or ``"job-*"``."""
+    matches = re.compile("|".join(translate(pattern) for pattern in patterns) or r"(?!)").match
+
+    def matched(function: Function) -> bool:
+        if matches(str(function)):
+            return True
+        return function.namespace == default_namespace and matches(function.name) is not None
+
+    return matched

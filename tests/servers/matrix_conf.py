@@ -1,0 +1,3 @@
+"""A gunicorn.conf.py with the hooks."""
+
+from scalezero_wsgi.integrations.gunicorn import *  # noqa: F403
