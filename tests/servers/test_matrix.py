@@ -21,6 +21,9 @@ from tests.engines.engine import engine
 from tests.servers.harness import Server, free_port, serving, until
 from tests.servers.matrix_client import Answer, ask, connect, hold, read, request, reset, sent
 
+# Timed, and more than a minute in all: for CI, with the engines.
+pytestmark = pytest.mark.engine
+
 SITE = "tests.servers.matrix_site:application"
 MAX_WAIT = 0.5
 ENV = {"SCALEZERO_MAX_WAIT_OF": f"late={MAX_WAIT}"}

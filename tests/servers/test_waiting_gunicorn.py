@@ -20,6 +20,9 @@ import pytest
 from tests.servers.harness import ROOT, Server, free_port, gunicorn, serving, until
 from tests.servers.matrix_client import Answer, ask, hold
 
+# Timed, and more than a minute in all: for CI, with the engines.
+pytestmark = pytest.mark.engine
+
 SITE = "tests.servers.matrix_site:application"
 HOOK = ["-c", "python:tests.servers.matrix_conf"]
 WORKERS = {
@@ -42,6 +45,7 @@ def waiting(server: Server) -> int:
 
 def test_a_start_longer_than_the_time_out_kills_no_sync_worker(tmp_path: Path) -> None:
     with gunicorn(SITE, tmp_path / "log", *HOOK, "--timeout", "3", worker="sync") as server:
+        until(lambda: bool(server.workers()))
         workers = server.workers()
         answer = ask(server.address, "/function/after-6000-slow")
         assert answer.status == 200, server.log
