@@ -161,7 +161,7 @@ class Waiting:
     def _without_a_place(
         self, function: Function, wish: str | None, arrived: float, since: float
     ) -> FunctionMeta:
-        """The way of a request that may not wait. Where only a warm function's entry has lapsed, it passes."""
+        """The way of a request that may not wait. If only a warm entry has lapsed, it passes."""
         starting = self._scaler.begun_at(function) is not None
         if not starting:
             self._scaler.look(function, GRACE)
