@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,15 +230,20 @@ def test_functions_do_not_share_a_process(make: Make, state_dir: Path) -> None:
 
 
 def test_exit_before_ready_tells_the_last_lines(make: Make, state_dir: Path) -> None:
-    code = "import sys; [print('line', n) for n in range(9)]; print('x' * 300); print('bad'); sys.exit(3)"
-    provider = make(running(code))
+    code = (
+        "import os, sys, time; os.path.exists('again') and time.sleep(60); open('again', 'w').close();"
+        "[print('line', n) for n in range(9)]; print('x' * 300); print('bad'); sys.exit(3)"
+    )
+    provider = make(replace(running(code), cwd=state_dir.parent))
     provider.set_replicas("fn", "", 1)
     status = settled(provider)
     assert (status.replicas, status.available_replicas, status.endpoint) == (0, 0, None)
     assert status.failure == (
         f"exited with status 3 before it was ready: line 6\nline 7\nline 8\n{'x' * 300}\nbad"
     )
-    assert make().get_replicas("fn", "") == status  # and so it stays until the next start
+    assert (
+        make(replace(running(code), cwd=state_dir.parent)).get_replicas("fn", "") == status
+    )  # until the next start
     provider.set_replicas("fn", "", 1)
     assert provider.get_replicas("fn", "").replicas == 1
 
