@@ -755,7 +755,6 @@ def test_wait_returns_soon_after_it_is_ready(make: Make, tmp_path: Path) -> None
 
 
 def test_wait_for_the_lock_lets_other_greenlets_run(state_dir: Path, make: Make) -> None:
-    pytest.importorskip("gevent")
     make()
     code = """
         from gevent import monkey
