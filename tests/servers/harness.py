@@ -83,7 +83,9 @@ def serving(
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(20)
+            # gunicorn waits for 30 s when a worker that was still booting has missed the signal; who kills
+            # it before that keeps on_exit from running.
+            process.wait(45)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(20)
