@@ -38,6 +38,11 @@ class Bounded(Generic[K, V]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def items(self) -> list[tuple[K, V]]:
+        """What there is at this moment."""
+        with self._lock.get():
+            return list(self._values.items())
+
     def set(self, key: K, value: V) -> None:
         """Put ``value``, and drop what is too much."""
         self.change(key, lambda _: value)

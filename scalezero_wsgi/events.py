@@ -23,13 +23,18 @@ _QUIET = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Event:
+    """Something that happened."""
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionEvent(Event):
     """Something that happened to a function."""
 
     function: Function
 
 
 @dataclass(frozen=True, slots=True)
-class ScaleRequested(Event):
+class ScaleRequested(FunctionEvent):
     """The provider accepted a new replica count."""
 
     before: int
@@ -37,21 +42,21 @@ class ScaleRequested(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class FunctionReady(Event):
+class FunctionReady(FunctionEvent):
     """A replica became available, ``after`` seconds from when it was first asked for."""
 
     after: float
 
 
 @dataclass(frozen=True, slots=True)
-class WaitGivenUp(Event):
+class WaitGivenUp(FunctionEvent):
     """A request was held for ``after`` seconds and got no replica."""
 
     after: float
 
 
 @dataclass(frozen=True, slots=True)
-class StartFailed(Event):
+class StartFailed(FunctionEvent):
     """The function cannot start; it is left alone for ``retry_after`` seconds."""
 
     reason: str
@@ -59,17 +64,29 @@ class StartFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class ProviderFailed(Event):
+class ProviderFailed(FunctionEvent):
     """A call to the provider failed."""
 
     error: Exception
 
 
 @dataclass(frozen=True, slots=True)
-class RequestReplayed(Event):
+class RequestReplayed(FunctionEvent):
     """A safe request met the function at zero and is passed down once more."""
 
     waited: float
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinationLost(Event):
+    """The store in which workers meet cannot be used; this one goes on alone."""
+
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinationRestored(Event):
+    """The store can be used again."""
 
 
 Hook = Callable[[Event], None]
@@ -89,8 +106,12 @@ def _describe(event: Event) -> tuple[int, str]:
             return logging.ERROR, f"{function}: the provider failed: {error}"
         case RequestReplayed(function, waited):
             return logging.INFO, f"{function}: was at zero, passed down again after {waited:.3f} s"
+        case CoordinationLost(error):
+            return logging.WARNING, f"the workers' store cannot be used, going on alone: {error}"
+        case CoordinationRestored():
+            return logging.WARNING, "the workers' store can be used again"
         case _:
-            return logging.INFO, f"{event.function}: {event}"
+            return logging.INFO, str(event)
 
 
 class EventLog:
@@ -109,7 +130,7 @@ class EventLog:
     def __call__(self, event: Event) -> None:
         """Log the event."""
         level, line = _describe(event)
-        if level > logging.INFO:
+        if level > logging.INFO and isinstance(event, FunctionEvent):
             key = type(event), None if isinstance(event, ProviderFailed) else event.function
             now = self._clock()
             until, unsaid = self._seen.get(key) or (now, 0)

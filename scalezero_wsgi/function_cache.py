@@ -71,7 +71,7 @@ class FunctionCache:
     :param clock: where monotonic seconds come from.
     """
 
-    __slots__ = ("_entries", "_missing", "_missing_expiry", "_usages", "clock", "expiry", "find")
+    __slots__ = ("_entries", "_missing", "_usages", "clock", "expiry", "find", "missing_expiry")
 
     find: Callable[[Function], FunctionMeta | None]
 
@@ -85,7 +85,7 @@ class FunctionCache:
     ) -> None:
         self.expiry = expiry
         self.clock = clock
-        self._missing_expiry = missing_expiry
+        self.missing_expiry = missing_expiry
         self._entries: Bounded[Function, FunctionMeta] = Bounded(maxsize)
         self._usages: Bounded[Function, Usage] = Bounded(maxsize)
         self._missing: Bounded[Function, float] = Bounded(maxsize)  # when each was found missing
@@ -122,6 +122,10 @@ class FunctionCache:
         self._missing.pop(function)
         return meta
 
+    def uses(self) -> list[tuple[Function, Usage]]:
+        """Every function's use in this process."""
+        return self._usages.items()
+
     def doubt(self, function: Function) -> None:
         """Use the entry no more, nor any answer to a question asked before now."""
         known = self.find(function)
@@ -136,7 +140,7 @@ class FunctionCache:
     def is_missing(self, function: Function) -> bool:
         """Whether the provider was found, a moment ago, not to know the function."""
         found_at = self._missing.get(function)
-        return found_at is not None and self.clock() <= found_at + self._missing_expiry
+        return found_at is not None and self.clock() <= found_at + self.missing_expiry
 
     def _usage(self, function: Function) -> Usage:
         entry = self.find(function)

@@ -15,6 +15,7 @@ The application finds in ``environ``: ``scalezero_wsgi.function`` (name, namespa
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import fields
@@ -22,6 +23,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 from .bounded import Bounded
+from .coordination.base import Row
+from .coordination.default import default_coordination
+from .coordination.fleet import Fleet
 from .events import EventLog, Reporter, RequestReplayed
 from .function_cache import FunctionCache, FunctionMeta
 from .model import (
@@ -108,7 +112,9 @@ class ScaleZeroMiddleware:
             clock=clock,
         )
         self._report = Reporter([EventLog(clock), *settings.hooks])
-        self.scaler = FunctionScaler(provider, self.cache, report=self._report, clock=clock)
+        store = settings.coordination or default_coordination()
+        fleet = Fleet(store, self._report, clock, row=self._row)
+        self.scaler = FunctionScaler(provider, self.cache, report=self._report, fleet=fleet, clock=clock)
         self._waiting = Waiting(self.scaler, self.cache, settings, clock)
         self._names = Names(settings.names, settings.default_namespace)
         self._rules = Rules(settings.no_wake, settings.allow, settings.deny, settings.default_namespace)
@@ -204,6 +210,19 @@ class ScaleZeroMiddleware:
         if meta.status.endpoint is not None:
             environ[ENDPOINT] = meta.status.endpoint
         return self._app(environ, start_response)
+
+    def _row(self, worker: str) -> Row:
+        """What this worker does, for the others to see."""
+        now = self._clock()
+        uses = self.cache.uses()
+        return Row(
+            worker,
+            in_flight={function: len(usage.in_flight) for function, usage in uses if usage.in_flight},
+            waiting=self._waiting.by_function(),
+            unused_for={
+                function: now - usage.last_used for function, usage in uses if usage.last_used > -math.inf
+            },
+        )
 
     def _warm(self, function: Function) -> FunctionMeta | None:
         meta = self._find(function)

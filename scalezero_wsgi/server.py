@@ -6,11 +6,12 @@ WSGI tells nothing of this. ``integrations.gunicorn`` does; uWSGI, waitress and 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .per_process import PerProcess
 
@@ -140,11 +141,44 @@ def warn_if_waiting_kills() -> None:
 
 
 def _gunicorn_config() -> Any:
+    for _, caller in _gunicorns_callers():
+        cfg = getattr(caller, "cfg", None)
+        if hasattr(cfg, "worker_class_str"):
+            return cfg
+    return None
+
+
+class Gunicorn(NamedTuple):
+    """A gunicorn that loads its application.
+
+    :ivar uid: of its workers, which may differ from that of the master.
+    :ivar master: the master's process id.
+    """
+
+    workers: int
+    uid: int
+    master: int
+
+
+def loading_gunicorn() -> Gunicorn | None:
+    """The gunicorn on the call stack, if it is about to load its application: in a worker, or in the master
+    with ``--preload``."""
+    if "gunicorn.arbiter" not in sys.modules:
+        return None
+    callers = list(_gunicorns_callers())
+    loading = [caller for doing, caller in callers if doing == "gunicorn.app.base.wsgi"]
+    if not loading or not hasattr(getattr(loading[0], "cfg", None), "worker_class_str"):
+        return None
+    masters = [caller.ppid for _, caller in callers if hasattr(caller, "ppid")]
+    cfg: Any = loading[0].cfg
+    return Gunicorn(cfg.workers, cfg.uid, masters[0] if masters else os.getpid())
+
+
+def _gunicorns_callers() -> Iterator[tuple[str, Any]]:
+    """gunicorn's methods on the call stack, each with its ``self``."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
-        if str(frame.f_globals.get("__name__", "")).startswith("gunicorn."):
-            cfg = getattr(frame.f_locals.get("self"), "cfg", None)
-            if hasattr(cfg, "worker_class_str"):
-                return cfg
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.startswith("gunicorn."):
+            yield f"{module}.{frame.f_code.co_name}", frame.f_locals.get("self")
         frame = frame.f_back
-    return None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
+from .coordination import Coordination, make_coordination
 from .durations import seconds
 from .events import Hook
 from .function_cache import MAXSIZE
@@ -48,6 +49,7 @@ class SettingKeywords(TypedDict, total=False):
     allow: Sequence[str] | None
     deny: Sequence[str]
     replay: bool
+    coordination: Coordination | str | None
     hooks: tuple[Hook, ...]
 
 
@@ -79,6 +81,10 @@ class Settings:
     :param allow: patterns of the functions that may be woken; ``None``: all.
     :param deny: patterns of those that may not.
     :param replay: whether a safe request that met a function at zero is passed down once more.
+    :param coordination: where the workers meet: a URL, see
+        :func:`~scalezero_wsgi.coordination.make_coordination`, or an object. ``None``: the workers of one
+        gunicorn in a SQLite file in the directory for temporary files; under other servers each for itself,
+        as with ``"memory://"``.
     :param hooks: callables that are told every event.
     :raises SettingError: a value is not allowed; it names the setting, the value and what is.
     """
@@ -102,6 +108,7 @@ class Settings:
     allow: tuple[str, ...] | None = None
     deny: tuple[str, ...] = ()
     replay: bool = True
+    coordination: Coordination | None = None
     hooks: tuple[Hook, ...] = ()
 
     def __post_init__(self) -> None:
@@ -280,6 +287,14 @@ def _status(value: object) -> int:
     raise ValueError(f"{value!r} is not allowed; it must be a known HTTP status from 200 to 599")
 
 
+def _coordination(value: object) -> object:
+    if isinstance(value, str):
+        return make_coordination(value)
+    if all(callable(getattr(value, method, None)) for method in ("acquire", "publish", "changes")):
+        return value
+    raise ValueError(f"{value!r} is not allowed; it must be a URL or a Coordination")
+
+
 def _hooks(value: object) -> tuple[Hook, ...]:
     if isinstance(value, (tuple, list)):
         return tuple(_part(_hook, hook, value) for hook in value)
@@ -312,5 +327,6 @@ _READERS: dict[str, Callable[[object], object]] = {
     "allow": _optional(_patterns),
     "deny": _patterns,
     "replay": _switch,
+    "coordination": _optional(_coordination),
     "hooks": _hooks,
 }

@@ -1,4 +1,4 @@
-"""What any provider must do, as tests that a provider's author can run.
+"""What any provider and any coordination store must do, as tests that its author can run.
 
 Subclass the contract in a test module and give it a fixture ``bench`` that knows the engine::
 
@@ -11,20 +11,26 @@ Subclass the contract in a test module and give it a fixture ``bench`` that know
             return ProviderBench(provider=MyProvider(...), ready=Function("hello"), ...)
 
 With pytest, ``pytest.register_assert_rewrite("scalezero_wsgi.testing")`` in ``conftest.py`` gives readable
-failures. Where a bench says ``None``, the contract says nothing.
+failures. Where a bench says ``None``, the contract says nothing. :class:`CoordinationContract` is used in
+the same way, with a :class:`CoordinationBench`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import urlsplit
 
+from .coordination.base import Coordination, CoordinationError, Failure, Known, Lease, Row, Start, Trouble
 from .model import Function, FunctionNotFound, ProviderError, ReplicaStatus
 from .providers.base import ListingProvider, Provider, WatchingProvider
 
@@ -277,3 +283,555 @@ class ProviderContract:
         functions = list(provider.list_functions())
         assert bench.ready in functions
         assert bench.unknown not in functions
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinationBench:
+    """An empty store, as several workers have it.
+
+    :param open: opens the store as one more worker does.
+    :param shared: whether processes meet in it; not so for one that lives in memory.
+    :param pass_time: lets that many seconds pass by the store's clock.
+    :param down: a store that cannot be used.
+    :param patience: seconds within which an error must be told, by the store's own time-outs.
+    :param notice: seconds within which half of all changes must be noticed.
+    :param size: tells how many leases and statuses the store holds.
+    """
+
+    open: Callable[[], Coordination]
+    shared: bool = True
+    pass_time: Callable[[float], None] = time.sleep
+    down: Coordination | None = None
+    patience: float = 5.0
+    notice: float = 0.02
+    size: Callable[[], int] | None = None
+
+
+HELLO = Function("hello")
+
+TTL = 30.0
+"""Seconds; longer than any test takes."""
+
+UP = Known(ReplicaStatus(1, 1))
+
+COORDINATION_NAMES = tuple(
+    Function(*parts)
+    for parts in (
+        ("a",),
+        ("a", "b"),
+        ("a.b",),
+        ("a", "b.c"),
+        ("a.b", "c"),
+        ("a.b.c",),
+        ("a-b",),
+        ("a_b",),
+        ("A",),
+        ("0",),
+        ("x" * 63, "y" * 63),
+        ("lease",),
+        ("workers",),
+    )
+)
+"""Names that a function can have, with every character that is allowed. None is another's."""
+
+
+def _held(store: Coordination, function: Function = HELLO, ttl: float = TTL) -> Lease:
+    lease = store.acquire(function, "worker", ttl)
+    assert lease is not None, "the lease is not free"
+    return lease
+
+
+def _tell(store: Coordination, known: Known, function: Function = HELLO) -> None:
+    lease = _held(store, function)
+    assert store.publish(lease, known)
+    store.release(lease)
+
+
+def _told(store: Coordination, function: Function = HELLO) -> Known:
+    known = store.known(function)
+    assert known is not None, "nothing is known"
+    return known
+
+
+def _in_child(work: Callable[[], object]) -> int:
+    """Run ``work`` in a forked process; its id. It exits with 0 unless ``work`` raises or tells ``False``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of a fork among threads
+        pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            status = 1 if work() is False else 0
+        finally:
+            os._exit(status)
+    return pid
+
+
+def _exit_code(pid: int) -> int:
+    deadline = time.monotonic() + 60.0
+    while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)
+    return os.waitstatus_to_exitcode(ended[1])
+
+
+def _in_threads(count: int, work: Callable[[], object]) -> None:
+    """Run ``work`` in many threads at once; no error may come of it."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def _use_all(store: Coordination) -> None:
+    """Every method once."""
+    lease = _held(store, Function(f"used-{os.getpid()}-{threading.get_ident()}"))
+    with store.changes(lease.function) as changes:
+        assert store.renew(lease, TTL)
+        assert store.publish(lease, UP)
+        assert store.known(lease.function) is not None
+        changes.wait(0.01)
+    store.release(lease)
+    store.report(Row("used"), TTL)
+    store.workers()
+    store.leave("used")
+
+
+def _open_files() -> int:
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+class CoordinationContract:
+    """The tests. A subclass gives the fixture ``bench``, with a store that is empty at every test."""
+
+    # Leases
+
+    def test_a_lease_is_held_by_one_only(self, bench: CoordinationBench) -> None:
+        """Whoever asks meanwhile is refused: another worker, and its own as well."""
+        store, other = bench.open(), bench.open()
+        assert store.acquire(HELLO, "a", TTL) is not None
+        assert other.acquire(HELLO, "b", TTL) is None
+        assert other.acquire(HELLO, "a", TTL) is None
+        assert store.acquire(HELLO, "a", TTL) is None
+
+    def test_of_many_that_ask_at_once_one_gets_it(self, bench: CoordinationBench) -> None:
+        """From threads of one process."""
+        store, leases = bench.open(), []
+        _in_threads(16, lambda: leases.append(store.acquire(HELLO, "a", TTL)))
+        assert len([lease for lease in leases if lease is not None]) == 1
+
+    def test_of_many_processes_that_ask_at_once_one_gets_it(self, bench: CoordinationBench) -> None:
+        """Round after round."""
+        if not bench.shared:
+            return
+        store, count = bench.open(), 20
+        functions = [Function(f"f{number}") for number in range(count)]
+        begin = time.monotonic() + 0.2
+        read, write = os.pipe()
+
+        def ask() -> None:
+            time.sleep(max(0.0, begin - time.monotonic()))
+            for function in functions:
+                if store.acquire(function, "a", TTL) is not None:
+                    os.write(write, b"x")
+
+        children = [_in_child(ask) for _ in range(4)]
+        assert [_exit_code(child) for child in children] == [0] * 4
+        os.close(write)
+        with os.fdopen(read, "rb") as taken:
+            assert len(taken.read()) == count
+
+    def test_a_lease_tells_whose_it_is(self, bench: CoordinationBench) -> None:
+        """The function, the worker, and a token that grows with every lease."""
+        store, other = bench.open(), bench.open()
+        tokens = []
+        for each in (store, other, store, other):
+            lease = each.acquire(HELLO, "a", TTL)
+            assert lease is not None
+            assert (lease.function, lease.worker) == (HELLO, "a")
+            tokens.append(lease.token)
+            each.release(lease)
+        assert tokens == sorted(set(tokens))
+
+    def test_a_released_lease_is_free_at_once(self, bench: CoordinationBench) -> None:
+        """And what its holder does late changes nothing."""
+        store, other = bench.open(), bench.open()
+        late = _held(store)
+        store.release(late)
+        held = _held(other)
+        self._must_be_powerless(store, late, held)
+
+    def test_a_lease_lapses(self, bench: CoordinationBench) -> None:
+        """So that a leader which died is replaced."""
+        store, other = bench.open(), bench.open()
+        late = _held(store, ttl=0.2)
+        bench.pass_time(0.3)
+        held = _held(other)
+        assert held.token > late.token
+        self._must_be_powerless(store, late, held)
+
+    def test_a_lapsed_lease_is_over_though_nobody_else_took_it(self, bench: CoordinationBench) -> None:
+        """It can neither be renewed nor publish."""
+        store = bench.open()
+        late = _held(store, ttl=0.2)
+        bench.pass_time(0.3)
+        assert not store.renew(late, TTL)
+        assert not store.publish(late, UP)
+        store.release(late)
+        assert store.known(HELLO) is None
+        assert store.acquire(HELLO, "b", TTL) is not None
+
+    def test_a_renewed_lease_stays(self, bench: CoordinationBench) -> None:
+        """For the whole time, from then on."""
+        store, other = bench.open(), bench.open()
+        lease = _held(store, ttl=0.5)
+        assert store.renew(lease, TTL)
+        bench.pass_time(0.7)
+        assert other.acquire(HELLO, "b", TTL) is None
+        assert store.renew(lease, 0.2)
+        bench.pass_time(0.3)
+        assert other.acquire(HELLO, "b", TTL) is not None
+
+    @staticmethod
+    def _must_be_powerless(store: Coordination, late: Lease, held: Lease) -> None:
+        assert not store.renew(late, TTL)
+        assert not store.publish(late, UP)
+        store.release(late)
+        assert store.known(held.function) is None
+        assert store.renew(held, TTL), "what another one holds was taken away"
+
+    def test_functions_do_not_touch_each_other(self, bench: CoordinationBench) -> None:
+        """Whatever their names are made of."""
+        store = bench.open()
+        leases = [_held(store, function) for function in COORDINATION_NAMES]
+        for number, lease in enumerate(leases):
+            assert store.publish(lease, Known(ReplicaStatus(number, 0)))
+        for number, function in enumerate(COORDINATION_NAMES):
+            assert _told(store, function).status == ReplicaStatus(number, 0)
+        store.release(leases[0])
+        assert all(store.renew(lease, TTL) for lease in leases[1:])
+
+    def test_a_killed_leader_is_replaced(self, bench: CoordinationBench) -> None:
+        """When its lease lapses, and not before."""
+        if not bench.shared:
+            return
+        store = bench.open()
+        read, write = os.pipe()
+
+        def lead() -> None:
+            _held(store, ttl=1.0)
+            os.write(write, b"x")
+            time.sleep(60.0)
+
+        child = _in_child(lead)
+        os.close(write)
+        with os.fdopen(read, "rb") as ready:
+            assert ready.read(1) == b"x"
+        os.kill(child, signal.SIGKILL)
+        assert _exit_code(child) == -signal.SIGKILL
+        assert store.acquire(HELLO, "b", TTL) is None
+        bench.pass_time(1.1)
+        assert store.acquire(HELLO, "b", TTL) is not None
+
+    # What is known
+
+    def test_at_first_nothing_is_known(self, bench: CoordinationBench) -> None:
+        """Nor does a lease tell anything."""
+        store = bench.open()
+        assert store.known(HELLO) is None
+        _held(store)
+        assert store.known(HELLO) is None
+
+    def test_all_of_a_status_is_kept(self, bench: CoordinationBench) -> None:
+        """Every field, also of a provider's own mappings, and after the lease has ended."""
+        status = ReplicaStatus(
+            replicas=3,
+            available_replicas=2,
+            min_replicas=2,
+            max_replicas=7,
+            labels=MappingProxyType({"com.example/ä": "ö \n \x00 ' %", "": ""}),
+            annotations={"a": "\N{SNOWMAN} \U0001f600"},
+            endpoint="http://[::1]:8080/x?y",
+            failure="it's broken",
+        )
+        _tell(bench.open(), Known(status))
+        assert _told(bench.open()).status == status
+
+    def test_defaults_are_kept(self, bench: CoordinationBench) -> None:
+        """No limit, no endpoint, no failure."""
+        _tell(bench.open(), Known(ReplicaStatus(0, 0)))
+        told = _told(bench.open())
+        assert replace(told, age=0.0) == Known(ReplicaStatus(0, 0))
+
+    def test_that_a_function_is_unknown_is_kept(self, bench: CoordinationBench) -> None:
+        """Which is more than to know nothing."""
+        _tell(bench.open(), Known(None))
+        assert _told(bench.open()).status is None
+
+    def test_what_is_told_last_counts(self, bench: CoordinationBench) -> None:
+        """All of it is replaced."""
+        store = bench.open()
+        _tell(store, Known(ReplicaStatus(1, 0), 5.0, Failure(1, "1.5", "broken", 60.0), Start("s"), name="1"))
+        _tell(bench.open(), Known(ReplicaStatus(2, 1), name="2"))
+        told = _told(store)
+        assert told.age < 5.0
+        assert replace(told, age=0.0) == Known(ReplicaStatus(2, 1), name="2")
+
+    def test_what_time_changes_goes_on(self, bench: CoordinationBench) -> None:
+        """From what it was told with, whoever asks: ages grow, and a rest counts down, below zero at last."""
+        failure = Failure(3, "17.25", "it's broken", 1.0)
+        start, trouble = Start("host:1/2", 20.0), Trouble(30.0, final=True)
+        told = Known(ReplicaStatus(0, 0), 10.0, failure, start, trouble, "host:1/2.3")
+        _tell(bench.open(), told)
+        self._must_be_older(told, _told(bench.open()), 0.0)
+        bench.pass_time(1.5)
+        self._must_be_older(told, _told(bench.open()), 1.5)
+
+    @staticmethod
+    def _must_be_older(told: Known, known: Known, seconds: float) -> None:
+        """By as much; a second more may have passed between."""
+        passed = known.age - told.age
+        assert seconds - 0.01 <= passed < seconds + 1.0
+        expected = told.after(passed)
+        for part, field in (("failure", "left"), ("start", "age"), ("trouble", "age")):
+            times = [getattr(getattr(each, part), field) for each in (known, expected)]
+            assert abs(times[0] - times[1]) < 0.01
+            same = replace(getattr(expected, part), **{field: times[0]})
+            expected = replace(expected, **{part: same})
+        assert known == expected
+
+    # Workers
+
+    def test_at_first_there_are_no_workers(self, bench: CoordinationBench) -> None:
+        """And one that is not there may leave."""
+        store = bench.open()
+        assert list(store.workers()) == []
+        store.leave("nobody")
+        assert list(store.workers()) == []
+
+    def test_workers_report(self, bench: CoordinationBench) -> None:
+        """The last report of each counts, until it leaves."""
+        a = Row("host:1:x", {HELLO: 2, Function("a", "b"): 0}, {Function("a.b"): 1}, {HELLO: 0.25})
+        b = Row("host:2:ä")
+        store, other = bench.open(), bench.open()
+        store.report(Row("host:1:x", {HELLO: 1}), TTL)
+        store.report(a, TTL)
+        other.report(b, TTL)
+        assert sorted(bench.open().workers(), key=lambda row: row.worker) == [a, b]
+        other.leave(a.worker)
+        assert list(store.workers()) == [b]
+
+    def test_a_worker_that_says_no_more_is_gone(self, bench: CoordinationBench) -> None:
+        """Each for itself."""
+        store = bench.open()
+        store.report(Row("a"), 0.2)
+        store.report(Row("b"), TTL)
+        bench.pass_time(0.3)
+        assert list(bench.open().workers()) == [Row("b")]
+        store.report(Row("a"), TTL)
+        assert len(store.workers()) == 2
+
+    # Changes
+
+    def test_a_change_between_subscription_and_wait_is_not_missed(self, bench: CoordinationBench) -> None:
+        """Neither of what is known nor of the lease, each time."""
+        store, other = bench.open(), bench.open()
+        lease = _held(other)
+        with store.changes(HELLO) as changes:
+            other.publish(lease, UP)
+            assert changes.wait(TTL)
+            self._calm(changes.wait)
+            other.publish(lease, Known(ReplicaStatus(2, 2)))
+            other.release(lease)
+            assert changes.wait(TTL)
+
+    def test_a_wait_without_a_change_ends_on_time(self, bench: CoordinationBench) -> None:
+        """Not much earlier, and not much later; other functions' changes are none."""
+        store = bench.open()
+        with store.changes(HELLO) as changes:
+            self._calm(changes.wait)
+            _tell(bench.open(), UP, Function("other"))
+            begun = time.monotonic()
+            assert not changes.wait(0.3)
+            assert 0.25 <= time.monotonic() - begun <= 0.3 + bench.patience
+
+    def test_a_change_is_noticed_soon(self, bench: CoordinationBench) -> None:
+        """By threads of this process, and from another one if they meet."""
+        store, other = bench.open(), bench.open()
+        delays: list[float] = []
+        read, write = os.pipe()
+        rounds = 21
+
+        def publish() -> None:
+            lease = _held(other)
+            for number in range(rounds):
+                time.sleep(0.03)
+                os.write(write, f"{time.monotonic()}\n".encode())
+                other.publish(lease, Known(ReplicaStatus(number, 0)))
+
+        with store.changes(HELLO) as changes:
+            self._calm(changes.wait)
+            child = _in_child(publish) if bench.shared else 0
+            if not bench.shared:
+                threading.Thread(target=publish).start()
+            with os.fdopen(read, "rb") as published:
+                while len(delays) < rounds:
+                    if changes.wait(TTL):
+                        known, noticed = store.known(HELLO), time.monotonic()
+                        if known is not None and known.status == ReplicaStatus(len(delays), 0):
+                            delays.append(noticed - float(published.readline()))
+        os.close(write)
+        if child:
+            assert _exit_code(child) == 0
+        assert sorted(delays)[len(delays) // 2] <= bench.notice, delays
+
+    @staticmethod
+    def _calm(wait: Callable[[float], bool]) -> None:
+        """A subscription may say once more that something has changed."""
+        while wait(0.1):
+            pass
+
+    # Use
+
+    def test_it_leaves_no_files_and_threads(self, bench: CoordinationBench) -> None:
+        """However often it is used."""
+        store = bench.open()
+        _use_all(store)
+        files, threads = _open_files(), threading.active_count()
+        for _ in range(100):
+            _use_all(store)
+        assert (_open_files(), threading.active_count()) == (files, threads)
+
+    def test_it_is_safe_for_threads(self, bench: CoordinationBench) -> None:
+        """A counter that the leader alone reads and writes misses nothing."""
+        store, rounds = bench.open(), 10
+        _tell(store, Known(ReplicaStatus(0, 0)))
+
+        def count() -> None:
+            done = 0
+            with store.changes(HELLO) as changes:
+                while done < rounds:
+                    lease = store.acquire(HELLO, "a", TTL)
+                    if lease is None:
+                        changes.wait(0.05)
+                        continue
+                    status = _told(store).status
+                    assert status is not None
+                    assert store.publish(lease, Known(ReplicaStatus(status.replicas + 1, 0)))
+                    store.release(lease)
+                    done += 1
+
+        _in_threads(8, count)
+        assert _told(store).status == ReplicaStatus(8 * rounds, 0)
+
+    def test_it_is_safe_after_a_fork(self, bench: CoordinationBench) -> None:
+        """While other threads of the parent use it; and neither process loses what the other writes."""
+        store, stop = bench.open(), threading.Event()
+        _use_all(store)
+
+        def disturb() -> None:
+            while not stop.is_set():
+                store.known(HELLO)
+                store.report(Row("busy"), TTL)
+
+        def use() -> None:
+            _use_all(store)
+            _tell(store, UP)
+
+        thread = threading.Thread(target=disturb)
+        thread.start()
+        try:
+            assert [_exit_code(_in_child(use)) for _ in range(5)] == [0] * 5
+        finally:
+            stop.set()
+            thread.join()
+        if bench.shared:
+            assert _told(store).status == UP.status
+        _use_all(store)
+
+    def test_a_child_outlives_its_parent(self, bench: CoordinationBench) -> None:
+        """And still meets the others there: a server that goes into the background is such a child."""
+        if not bench.shared:
+            return
+        store = bench.open()
+        read, write = os.pipe()
+
+        def daemon() -> None:
+            _use_all(store)
+            os.write(write, b"x")
+            deadline = time.monotonic() + 30.0
+            while store.known(Function("go")) is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            _tell(store, UP)
+            os._exit(0)
+
+        def parent() -> None:
+            _use_all(store)
+            _in_child(daemon)
+            _use_all(store)
+
+        assert _exit_code(_in_child(parent)) == 0
+        os.close(write)
+        with os.fdopen(read, "rb") as pipe:
+            assert pipe.read(1) == b"x"
+            assert _exit_code(_in_child(lambda: _use_all(bench.open()))) == 0
+            _tell(store, UP, Function("go"))
+            assert pipe.read() == b""  # the child has ended
+        assert _told(store).status == UP.status
+
+    def test_invented_names_do_not_fill_it(self, bench: CoordinationBench) -> None:
+        """What is known of a missing function is forgotten soon; a lease that was given back, at once."""
+        if bench.size is None:
+            return
+        store = bench.open()
+        for number in range(300):
+            function = Function(f"invented-{number}")
+            lease = _held(store, function)
+            store.publish(lease, Known(None))
+            store.release(lease)
+        assert bench.size() <= 300
+        bench.pass_time(12.0)
+        _tell(store, UP)
+        assert bench.size() <= 2
+        assert store.known(Function("invented-0")) is None
+
+    def test_a_store_that_cannot_be_used_says_so(self, bench: CoordinationBench) -> None:
+        """At every call, in time, and in one way."""
+        if bench.down is None:
+            return
+        store = bench.down
+        lease = Lease(HELLO, "a", 1)
+        for use in (
+            lambda: store.acquire(HELLO, "a", TTL),
+            lambda: store.renew(lease, TTL),
+            lambda: store.release(lease),
+            lambda: store.publish(lease, UP),
+            lambda: store.known(HELLO),
+            lambda: _wait_for_a_change(store),
+            lambda: store.report(Row("a"), TTL),
+            lambda: store.leave("a"),
+            lambda: store.workers(),
+        ):
+            begun = time.monotonic()
+            try:
+                use()
+            except CoordinationError:
+                assert time.monotonic() - begun <= bench.patience, "the error took too long"
+            else:
+                raise AssertionError("no CoordinationError was raised")
+
+
+def _wait_for_a_change(store: Coordination) -> None:
+    with store.changes(HELLO) as changes:
+        changes.wait(0.1)

@@ -209,6 +209,10 @@ class Waiting:
         places = self._places.get()
         return places.taken if function is None else places.by_function.get(function, 0)
 
+    def by_function(self) -> dict[Function, int]:
+        """How many requests wait in this process, for each function."""
+        return dict(self._places.get().by_function)
+
     def _waiter(
         self, function: Function, deadline: Callable[[], float], look: Callable[[], None]
     ) -> Callable[[Flight[FunctionMeta]], bool]:

@@ -9,6 +9,7 @@ from scalezero_wsgi import Function, ProviderError
 from scalezero_wsgi.events import (
     Event,
     EventLog,
+    FunctionEvent,
     FunctionReady,
     ProviderFailed,
     Reporter,
@@ -24,7 +25,7 @@ GAVE_UP = WaitGivenUp(HELLO, 25.0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class SomethingElse(Event):
+class SomethingElse(FunctionEvent):
     """An event that a plug-in brings."""
 
     what: str
@@ -63,7 +64,7 @@ def failing(_: Event) -> None:
         (
             SomethingElse(HELLO, "odd"),
             logging.INFO,
-            "hello.dev: SomethingElse(function=Function(name='hello', namespace='dev'), what='odd')",
+            "SomethingElse(function=Function(name='hello', namespace='dev'), what='odd')",
         ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Event) else "",
@@ -173,7 +174,7 @@ def test_the_hooks_are_those_of_the_beginning() -> None:
 @pytest.mark.parametrize(
     "kind", [ScaleRequested, FunctionReady, WaitGivenUp, StartFailed, ProviderFailed, RequestReplayed]
 )
-def test_an_event_is_a_frozen_slotted_dataclass_that_names_its_function(kind: type[Event]) -> None:
+def test_an_event_is_a_frozen_slotted_dataclass_that_names_its_function(kind: type[FunctionEvent]) -> None:
     names = [field.name for field in dataclasses.fields(kind)]
     event = kind(HELLO, *[1] * (len(names) - 1))
     assert event.function == HELLO

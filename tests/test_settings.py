@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalezero_wsgi import SettingError, Settings, by_header
+from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.events import Event
 
 NAMES = [field.name for field in dataclasses.fields(Settings)]
@@ -37,6 +38,7 @@ def rule(_: object) -> bool:
 
 
 FILE = __file__
+STORE = MemoryCoordination()
 
 
 def settings_or_error(name: str, value: object) -> Settings | SettingError:
@@ -87,6 +89,9 @@ READINGS: list[tuple[str, object, object]] = [
     *[(name, ["hello", "job-*"], ("hello", "job-*")) for name in ("allow", "deny")],
     *[(name, " hello , job-*,", ("hello", "job-*")) for name in ("allow", "deny")],
     ("deny", (), ()),
+    ("coordination", None, None),
+    ("coordination", "", None),
+    ("coordination", STORE, STORE),
     ("hooks", (), ()),
     ("hooks", [hook], (hook,)),
     ("hooks", (hook, print), (hook, print)),
@@ -116,6 +121,7 @@ WRONG: dict[str, list[object]] = {
     ],
     "no_wake_status": [None, 0, 100, 101, 199, 299, 600, 999, "ok", "", 200.0, True, [], 520],
     **{name: [1, [1], ["a", None], [""], ["  "], {"a"}, {"a": 1}, b"a"] for name in ("allow", "deny")},
+    "coordination": [1, True, [], "memory", "mysql://host", "sqlite://"],
     "hooks": [None, hook, "hook", [None], (hook, "x"), {hook}, 1],
 }
 WRONG["max_wait"] += [0, 0.0, "0s"]
@@ -231,6 +237,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "allow": None,
         "deny": (),
         "replay": True,
+        "coordination": None,
         "hooks": (),
     }
 
@@ -297,11 +304,13 @@ def test_every_setting_that_a_string_can_say_comes_from_the_environment() -> Non
         "SCALEZERO_ALLOW": "hello,job-*",
         "SCALEZERO_DENY": "job-secret",
         "SCALEZERO_REPLAY": "off",
+        "SCALEZERO_COORDINATION": "memory://",
     }
     assert {key.removeprefix("SCALEZERO_").lower() for key in strings} == set(NAMES) - {"hooks"}
     made = Settings.from_environ({**strings, "PATH": "/bin"})
     assert [bool(rule({"HTTP_USER_AGENT": "kube-probe/1.20"})) for rule in made.no_wake] == [False, True]
-    assert dataclasses.replace(made, no_wake=()) == Settings(
+    assert isinstance(made.coordination, MemoryCoordination)
+    assert dataclasses.replace(made, no_wake=(), coordination=None) == Settings(
         route="/fn/",
         default_namespace="dev",
         names="openfaas",

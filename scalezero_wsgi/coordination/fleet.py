@@ -1,0 +1,387 @@
+"""The fleet as one of its workers sees it: to lead a flight, or to follow another's.
+
+If the store cannot be used, the worker goes on alone, says so once, and joins again by itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Generic, TypeVar
+
+from ..events import CoordinationLost, CoordinationRestored, Event, Reporter
+from ..model import Function, NotAvailable
+from ..per_process import PerProcess
+from .base import Coordination, CoordinationError, Known, Lease, Row
+
+T = TypeVar("T")
+
+logger = logging.getLogger("scalezero_wsgi")
+
+LEASE = 2.0
+"""Seconds after which a leader that says nothing is replaced."""
+
+LOOK_EVERY = 0.05
+"""Seconds between two looks of a follower: a lease that lapses makes no change."""
+
+BEAT = LEASE / 3
+"""Seconds between two beats, each of which keeps this worker's leases and reports what it does."""
+
+ROW = 3.5
+"""Seconds after its last report from which on a worker counts as gone."""
+
+RETELL = 1.0
+"""Seconds after which a leader tells again what has not changed."""
+
+PAUSE = 1.0
+"""Seconds between two tries of a store that could not be used."""
+
+
+class LeadLost(Exception):
+    """Another worker leads by now, or one may: look again."""
+
+
+class Lead:
+    """The lead of one flight, until the block of ``with`` ends; or of one that is nobody else's business.
+
+    :param lease: ``None``: the store cannot be used, or there is none.
+    :param until: monotonic seconds up to which the lease is kept; a leader that takes longer hangs.
+    """
+
+    def __init__(self, fleet: Fleet, lease: Lease | None, until: Callable[[], float]) -> None:
+        self._fleet = fleet
+        self._lease = lease
+        self._until = until
+        self._gone = False
+        self._told = 0
+        self._told_at = float("-inf")
+        if lease is not None:
+            fleet.leads.add(self)
+
+    def __enter__(self) -> Lead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def publish(self, known: Known, *, news: bool = True) -> None:
+        """Tell the fleet; what a replaced leader tells is not taken.
+
+        :param news: ``False``: it was told before, and is told again only now and then.
+        """
+        lease, now = self._lease, self._fleet.clock()
+        if lease is None or not (news or now >= self._told_at + RETELL):
+            return
+        self._told += 1
+        self._told_at = now
+        named = replace(known, name=f"{lease.worker}.{self._told}")
+        self._note(self._fleet.attempt(lambda store: store.publish(lease, named)))
+
+    def check(self) -> None:
+        """Whether it makes sense to go on.
+
+        :raises LeadLost: it does not.
+        """
+        if self._gone or (self._lease is None and self._fleet.joined):
+            raise LeadLost
+
+    def confirm(self) -> None:
+        """Right before something is done that must be done once.
+
+        A process that is stopped after this, for longer than its lease, does it late all the same: nothing
+        but the provider itself could prevent that.
+
+        :raises LeadLost: it must not be done.
+        """
+        self.renew()
+        self.check()
+
+    def keep(self) -> None:
+        """Keep the lease, unless its holder hangs."""
+        if self._fleet.clock() <= self._until():
+            self.renew()
+
+    def renew(self) -> None:
+        """Make the lease last from now on."""
+        if self._lease is not None:
+            lease = self._lease
+            self._note(self._fleet.attempt(lambda store: store.renew(lease, LEASE)))
+
+    def end(self) -> None:
+        """Give it back."""
+        if self._lease is not None:
+            lease = self._lease
+            self._fleet.leads.discard(self)
+            self._fleet.attempt(lambda store: store.release(lease))
+
+    def _note(self, taken: bool | None) -> None:
+        if taken is False:  # None: the store cannot be used; then nobody else leads through it
+            self._gone = True
+
+
+class _Worker:
+    """What a fleet has in one process: its name there, its leads, and the thread that keeps them."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._pid = os.getpid()
+        self.name = f"{socket.gethostname()}:{self._pid}:{uuid.uuid4().hex[:8]}"
+        self.holders = itertools.count(1)
+        self.leads: set[Lead] = set()
+        self.lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        if self._thread is None:
+            with self.lock:
+                self._start()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            thread = threading.Thread(target=self._beat, name="scalezero-heart", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # can't start new thread: another flight will try again
+                return
+            self._thread = thread
+            atexit.register(self._stop)
+
+    def _beat(self) -> None:
+        while True:
+            try:
+                self._fleet.beat()
+            except Exception:
+                logger.exception("a beat failed")
+            if self._stopped.wait(BEAT):
+                return
+
+    def _stop(self) -> None:
+        if os.getpid() != self._pid:  # a child inherits what is registered
+            return
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join(1.0)  # or it would report once more
+        for lead in list(self.leads):
+            lead.end()
+        self._fleet.attempt(lambda store: store.leave(self.name))
+
+
+class Fleet:
+    """Joins this process to the others. Safe for threads and after a fork: a child is a worker of its own.
+
+    :param store: where they meet; ``None``: nowhere.
+    :param report: is told when the store is lost and found.
+    :param row: tells what the worker of that name does; it is reported from the first flight on.
+    """
+
+    def __init__(
+        self,
+        store: Coordination | None,
+        report: Reporter,
+        clock: Callable[[], float] = time.monotonic,
+        row: Callable[[str], Row] | None = None,
+    ) -> None:
+        self.clock = clock
+        self._store = store
+        self._report = report
+        self._row = row
+        self._worker = PerProcess(lambda: _Worker(self))
+        self._lost = False
+        self._turns = 0
+        self._try_at = 0.0
+
+    def fly(
+        self,
+        function: Function,
+        until: Callable[[], float],
+        follow: Callable[[Known, bool], T | None],
+        lead: Callable[[Lead], T],
+    ) -> T:
+        """Lead a function's flight, or follow it until its outcome is known.
+
+        :param until: monotonic seconds up to which it is worth while; asked for again and again.
+        :param follow: makes an outcome of what the fleet knows, or raises it; ``None`` if it is none. It is
+            told besides whether that is news: published since the flight began to look.
+        :param lead: flies. What the fleet knew before has been shown to ``follow``.
+        :raises NotAvailable: ``until`` came first.
+        """
+        while True:
+            found = self._join(function, until, follow)
+            if not isinstance(found, Lead):
+                return found
+            with contextlib.suppress(LeadLost), found:
+                return lead(found)
+
+    @property
+    def joined(self) -> bool:
+        """Whether there is a store that can be used."""
+        return self._store is not None and not self._lost
+
+    @property
+    def turns(self) -> int:
+        """How often the store was lost or found."""
+        return self._turns
+
+    def holder(self) -> str:
+        """A name for a flight: two of one process must not take the lease from each other."""
+        worker = self._worker.get()
+        return f"{worker.name}/{next(worker.holders)}"
+
+    @property
+    def leads(self) -> set[Lead]:
+        """The leads that this process holds."""
+        return self._worker.get().leads
+
+    def attempt(self, use: Callable[[Coordination], T]) -> T | None:
+        """Use the store if it can be used; ``None`` if not."""
+        if self._store is None or not self._may_try():
+            return None
+        turns = self._turns
+        try:
+            result = use(self._store)
+        except CoordinationError as error:
+            self._lose(error, turns)
+            return None
+        self.found(turns)
+        return result
+
+    def beat(self) -> None:
+        """Keep the leases, and report what this worker does."""
+        worker = self._worker.get()
+        for lead in list(worker.leads):
+            lead.keep()
+        if self._row is not None:
+            row = self._row(worker.name)
+            self.attempt(lambda store: store.report(row, ROW))
+
+    def _join(
+        self, function: Function, until: Callable[[], float], follow: Callable[[Known, bool], T | None]
+    ) -> Lead | T:
+        if self._store is None:
+            return Lead(self, None, until)
+        self._start_heart()
+        if not self._may_try():
+            return Lead(self, None, until)
+        look = _Look(self, self._store, function, until, follow)
+        try:
+            return look.search()
+        except CoordinationError as error:
+            self._lose(error, look.turns)
+            return Lead(self, None, until)
+
+    def _start_heart(self) -> None:
+        self._worker.get().start()
+
+    # A store that cannot be used. What began before it was lost or found says nothing about it after that.
+
+    def _may_try(self) -> bool:
+        return not self._lost or self._may_try_again()
+
+    def _may_try_again(self) -> bool:
+        """While the store is lost, one of those who ask may try it after each pause."""
+        with self._worker.get().lock:
+            now = self.clock()
+            if self._lost and now < self._try_at:
+                return False
+            self._try_at = now + PAUSE
+            return True
+
+    def _lose(self, error: CoordinationError, turns: int) -> None:
+        self._turn(True, turns, CoordinationLost(error))
+
+    def found(self, turns: int) -> None:
+        """Note that the store could be used, by a call that began after so many turns."""
+        if self._lost:
+            self._turn(False, turns, CoordinationRestored())
+
+    def _turn(self, lost: bool, turns: int, event: Event) -> None:
+        with self._worker.get().lock:
+            if self._lost == lost or self._turns != turns:
+                return
+            self._lost = lost
+            self._turns += 1
+            self._try_at = self.clock() + PAUSE
+        self._report(event)
+
+
+class _Look(Generic[T]):
+    """One flight's search for its outcome, or for the lead.
+
+    :ivar turns: how often the store had been lost or found when it was last asked.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        store: Coordination,
+        function: Function,
+        until: Callable[[], float],
+        follow: Callable[[Known, bool], T | None],
+    ) -> None:
+        self._fleet = fleet
+        self._store = store
+        self._function = function
+        self._until = until
+        self._follow = follow
+        self._holder = fleet.holder()
+        self._begun = fleet.clock()
+        self._looked = False
+        self._before: str | None = None  # what was published last before the first look
+        self.turns = fleet.turns
+
+    def search(self) -> Lead | T:
+        found = self._try()
+        if found is not None:
+            return found
+        with self._store.changes(self._function) as changes:
+            while True:
+                found = self._try()
+                if found is not None:
+                    return found
+                now = self._fleet.clock()
+                if now > self._until():
+                    raise NotAvailable(self._function, now - self._begun)
+                changes.wait(LOOK_EVERY)
+
+    def _try(self) -> Lead | T | None:
+        self.turns = self._fleet.turns
+        outcome = self._look()
+        if outcome is None:
+            lease = self._store.acquire(self._function, self._holder, LEASE)
+            if lease is not None:
+                return self._begin(lease)
+        self._fleet.found(self.turns)
+        return outcome
+
+    def _begin(self, lease: Lease) -> Lead | T:
+        lead = Lead(self._fleet, lease, self._until)
+        try:
+            outcome = self._look()  # the last leader may just have ended
+        except BaseException:
+            lead.end()
+            raise
+        self._fleet.found(self.turns)
+        if outcome is None:
+            return lead
+        lead.end()
+        return outcome
+
+    def _look(self) -> T | None:
+        asked_at = self._fleet.clock()
+        known = self._store.known(self._function)
+        name = None if known is None else known.name
+        if not self._looked:
+            self._looked, self._before = True, name
+        if known is None:
+            return None
+        return self._follow(known.after(self._fleet.clock() - asked_at), name != self._before)

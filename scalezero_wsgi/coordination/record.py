@@ -1,0 +1,76 @@
+"""What is known of a function, and what a worker does, as JSON.
+
+Hosts may run different versions for a while, so a field that this one does not have is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from ..model import Function, ReplicaStatus
+from .base import CoordinationError, Failure, Known, Row, Start, Trouble
+
+_PARTS = {"status": ReplicaStatus, "failure": Failure, "start": Start, "trouble": Trouble}
+
+
+def pack(known: Known) -> str:
+    """As text."""
+    return json.dumps(_named(known), default=_plain)
+
+
+def unpack(text: str, passed: float) -> Known | None:
+    """From text; ``None`` if it cannot be read.
+
+    :param passed: seconds since it was told, by the store's clock.
+    """
+    try:
+        told = json.loads(text)
+        parts = {name: _made(kind, told.get(name)) for name, kind in _PARTS.items()}
+        return Known(**parts, age=told["age"], name=told["name"]).after(max(0.0, passed))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def pack_row(row: Row) -> str:
+    """As text."""
+    return json.dumps(
+        [
+            [[*function, value] for function, value in values.items()]
+            for values in (row.in_flight, row.waiting, row.unused_for)
+        ]
+    )
+
+
+def unpack_row(worker: str, text: str) -> Row:
+    """From text.
+
+    :raises CoordinationError: the text is not such a record.
+    """
+    try:
+        in_flight, waiting, unused_for = (
+            {Function(name, namespace): value for name, namespace, value in values}
+            for values in json.loads(text)
+        )
+    except (ValueError, TypeError) as error:
+        raise CoordinationError(f"a worker's row cannot be read: {error!r}") from error
+    return Row(worker, in_flight, waiting, unused_for)
+
+
+def _named(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
+def _made(kind: Any, told: Mapping[str, Any] | None) -> Any:
+    if told is None:
+        return None
+    return kind(**{field.name: told[field.name] for field in fields(kind) if field.name in told})
+
+
+def _plain(value: object) -> object:
+    """A part, a provider's own kind of mapping, or a label that is no text."""
+    if is_dataclass(value):
+        return _named(value)
+    return dict(value) if isinstance(value, Mapping) else str(value)

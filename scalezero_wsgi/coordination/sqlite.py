@@ -1,0 +1,457 @@
+"""The workers of one host meet in a SQLite file: no daemon, short transactions, WAL.
+
+Another process's commit shows in ``PRAGMA data_version``, which costs microseconds to ask, so a change is
+noticed within milliseconds without a socket. Times are ``time.monotonic()``, which all processes of a
+host have in common until it boots again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import sqlite3
+import stat
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..model import Function, SettingError
+from ..per_process import PerProcess
+from .base import KEEP, KEEP_MISSING, Changes, CoordinationError, Known, Lease, Row
+from .record import pack, pack_row, unpack, unpack_row
+
+T = TypeVar("T")
+
+logger = logging.getLogger("scalezero_wsgi")
+
+APPLICATION = 0x73630000
+"""Tells our files from other programs' (``PRAGMA application_id``)."""
+
+VERSION = 1
+
+BUSY = 1.0
+"""Seconds for which other processes may keep the file to themselves before it counts as out of order."""
+
+LOOK_EVERY = 0.004
+"""Seconds between two looks for a change."""
+
+_SCHEMA = (
+    "CREATE TABLE boot (id TEXT NOT NULL, token INTEGER NOT NULL)",
+    "CREATE TABLE leases (name TEXT, namespace TEXT, token INTEGER NOT NULL, expires REAL NOT NULL,"
+    " PRIMARY KEY (name, namespace)) WITHOUT ROWID",
+    "CREATE TABLE known (name TEXT, namespace TEXT, told REAL NOT NULL, expires REAL NOT NULL,"
+    " record TEXT NOT NULL, PRIMARY KEY (name, namespace)) WITHOUT ROWID",
+    "CREATE TABLE workers (worker TEXT PRIMARY KEY, expires REAL NOT NULL, record TEXT NOT NULL)"
+    " WITHOUT ROWID",
+    "CREATE INDEX lapsed ON leases (expires)",
+    "CREATE INDEX forgotten ON known (expires)",
+)
+
+_HELD = "FROM leases WHERE name = ? AND namespace = ? AND token = ? AND expires > ?"
+
+
+class _OldFile(sqlite3.DatabaseError):
+    pass
+
+
+class _Process:
+    """What this process has of a file: one connection for all threads, which is closed while it forks.
+
+    SQLite's locks are the process's, not the connection's, and a forked child has none of them but believes
+    it has: with a connection that was open over a fork, the log is deleted under the child's feet.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.connection: sqlite3.Connection | None = None
+        self.inode = 0
+        self.opened = 0
+        self.pid = os.getpid()
+        _processes.add(self)
+
+    def close(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+    def __del__(self) -> None:
+        if self.pid == os.getpid():
+            self.close()
+
+
+_processes: weakref.WeakSet[_Process] = weakref.WeakSet()
+_forking: list[_Process] = []
+
+
+def _before_fork() -> None:
+    for process in list(_processes):
+        if process.lock.acquire(timeout=BUSY):
+            process.close()
+            _forking.append(process)
+
+
+def _after_fork() -> None:
+    while _forking:
+        _forking.pop().lock.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+
+
+class _Changes:
+    def __init__(self, look: Callable[[], tuple[object, Callable[[], object]]]) -> None:
+        self._look = look
+        self._version: object = None
+        self._state: object = None
+        self._changed()
+
+    def wait(self, timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        while not self._changed():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            time.sleep(min(LOOK_EVERY, left))
+        return True
+
+    def _changed(self) -> bool:
+        version, state_of = self._look()
+        if version == self._version:
+            return False
+        state = state_of()
+        changed = state != self._state
+        self._version, self._state = version, state
+        return changed
+
+
+class SQLiteCoordination:
+    """The store of one host's workers. Safe for threads and after a fork; while another process keeps
+    the file busy, only the thread or greenlet that needs it waits.
+
+    :param path: of the file, on a local disk. Its directory is made, for its owner alone, if there is none.
+    :param owner: the user id of the workers, when root makes the store for them; by default one's own.
+    :param clock: monotonic seconds that all workers have in common.
+    :raises SettingError: the file or the directory is somebody else's, a link, or open to others.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        owner: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path = Path(path).absolute()
+        self._clock = clock
+        self._process: PerProcess[_Process] = PerProcess(_Process)
+        _check_private(self._path, os.geteuid() if owner is None else owner)
+
+    def acquire(self, function: Function, worker: str, ttl: float) -> Lease | None:
+        """See :class:`~scalezero_wsgi.coordination.base.Coordination`, as for all methods."""
+
+        def take(connection: sqlite3.Connection) -> Lease | None:
+            now = self._clock()
+            held = "SELECT 1 FROM leases WHERE name = ? AND namespace = ? AND expires > ?"
+            if _rows(connection, held, *function, now):
+                return None
+            # With the time in it a token does not come again in a new file, when this one was deleted.
+            connection.execute("UPDATE boot SET token = max(token + 1, ?)", (int(now * 1_000_000),))
+            token = _rows(connection, "SELECT token FROM boot")[0][0]
+            lease = (*function, token, now + ttl)
+            connection.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?)", lease)
+            return Lease(function, worker, token)
+
+        return self._write(take)
+
+    def renew(self, lease: Lease, ttl: float) -> bool:
+        """Keep the lease."""
+
+        def keep(connection: sqlite3.Connection) -> bool:
+            now = self._clock()
+            update = (
+                "UPDATE leases SET expires = ? WHERE name = ? AND namespace = ? AND token = ? AND expires > ?"
+            )
+            return connection.execute(update, (now + ttl, *lease.function, lease.token, now)).rowcount > 0
+
+        return self._write(keep)
+
+    def release(self, lease: Lease) -> None:
+        """Give the lease back."""
+        self._write(lambda it: it.execute(f"DELETE {_HELD}", (*lease.function, lease.token, self._clock())))
+
+    def publish(self, lease: Lease, known: Known) -> bool:
+        """Replace what is known."""
+        record = pack(known)
+        keep = KEEP_MISSING if known.status is None else KEEP
+
+        def tell(connection: sqlite3.Connection) -> bool:
+            now = self._clock()
+            connection.execute("DELETE FROM leases WHERE expires <= ?", (now,))
+            connection.execute("DELETE FROM known WHERE expires <= ?", (now,))
+            insert = f"INSERT OR REPLACE INTO known SELECT name, namespace, ?, ?, ? {_HELD}"
+            values = (now, now + keep, record, *lease.function, lease.token, now)
+            return connection.execute(insert, values).rowcount > 0
+
+        return self._write(tell)
+
+    def known(self, function: Function) -> Known | None:
+        """What is known."""
+        now = self._clock()
+        select = "SELECT told, record FROM known WHERE name = ? AND namespace = ? AND expires > ?"
+        rows = self._use(lambda connection: _rows(connection, select, *function, now))
+        return unpack(rows[0][1], now - rows[0][0]) if rows else None
+
+    @contextlib.contextmanager
+    def changes(self, function: Function) -> Iterator[Changes]:
+        """Subscribe."""
+        select = (
+            "SELECT (SELECT token FROM leases WHERE name = ? AND namespace = ?), told, record"
+            " FROM (SELECT 1) LEFT JOIN known ON name = ? AND namespace = ?"
+        )
+
+        def state() -> object:
+            return self._use(lambda connection: _rows(connection, select, *function, *function))
+
+        yield _Changes(lambda: (self._version(), state))
+
+    def report(self, row: Row, ttl: float) -> None:
+        """Say what a worker does."""
+        record = pack_row(row)
+
+        def tell(connection: sqlite3.Connection) -> None:
+            now = self._clock()
+            connection.execute("DELETE FROM workers WHERE expires <= ?", (now,))
+            values = (row.worker, now + ttl, record)
+            connection.execute("INSERT OR REPLACE INTO workers VALUES (?, ?, ?)", values)
+
+        self._write(tell)
+
+    def leave(self, worker: str) -> None:
+        """Take a row away."""
+        self._write(lambda connection: connection.execute("DELETE FROM workers WHERE worker = ?", (worker,)))
+
+    def workers(self) -> Sequence[Row]:
+        """Who lives."""
+        select = "SELECT worker, record FROM workers WHERE expires > ?"
+        rows = self._use(lambda connection: _rows(connection, select, self._clock()))
+        return [unpack_row(worker, record) for worker, record in rows]
+
+    def _version(self) -> object:
+        """Differs after every commit: of other processes, of this one, or in another file."""
+        process = self._process.get()
+
+        def version(connection: sqlite3.Connection) -> object:
+            data_version = _rows(connection, "PRAGMA data_version")[0][0]
+            return process.opened, data_version, connection.total_changes
+
+        return self._use(version)
+
+    # The use of the file
+
+    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def transaction(connection: sqlite3.Connection) -> T:
+            connection.execute("BEGIN IMMEDIATE")
+            done = work(connection)
+            connection.execute("COMMIT")
+            return done
+
+        return self._use(transaction)
+
+    def _use(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do ``work`` as soon as other processes let it, in a good file if this one turns out to be bad."""
+        process = self._process.get()
+        deadline = time.monotonic() + BUSY
+        renewed = False
+        with _errors():
+            while True:
+                try:
+                    with process.lock:
+                        return self._try(process, work)
+                except (sqlite3.DatabaseError, BlockingIOError) as error:
+                    if _is_useless(error) and not renewed:
+                        renewed = True
+                    elif not _is_busy(error) or time.monotonic() > deadline:
+                        raise
+                # SQLite's own wait would hold up all greenlets of a gevent worker.
+                time.sleep(0.001)
+
+    def _try(self, process: _Process, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return work(self._connection(process))
+        except BaseException as error:
+            if process.connection is not None and _is_busy(error):
+                process.connection.rollback()
+            else:
+                process.close()
+            if _is_useless(error):
+                self._set_aside(process.inode, error)
+            raise
+
+    def _connection(self, process: _Process) -> sqlite3.Connection:
+        # The others meet in a new file when this one was deleted or replaced.
+        if process.connection is not None and self._inode() == process.inode:
+            return process.connection
+        process.close()
+        return self._open(process)
+
+    def _inode(self) -> int | None:
+        try:
+            return self._path.stat().st_ino
+        except FileNotFoundError:
+            return None
+
+    def _open(self, process: _Process) -> sqlite3.Connection:
+        _check_private(self._path, os.geteuid())
+        with self._alone():
+            if self._inode() is None:
+                self._remove_log()  # one that a deleted file has left would be played into the new one
+                # A file that is there must not be opened but by SQLite: to close it again would drop
+                # the locks that another connection of this process has on it.
+                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            process.inode = self._path.stat().st_ino
+            process.opened += 1
+            if not os.access(self._path, os.W_OK):
+                # SQLite would open it all the same, and make a log that stays read-only for ever.
+                raise PermissionError(errno.EACCES, "it is read-only")
+            connection = sqlite3.connect(
+                f"{self._path.as_uri()}?mode=rw",  # else it makes one that is gone by now, open to others
+                uri=True,
+                timeout=0.0,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            try:
+                _prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+            process.connection = connection
+            return connection
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let one process at a time make, prepare or replace the file.
+
+        :raises BlockingIOError: another one does.
+        """
+        directory = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        finally:
+            os.close(directory)
+
+    def _set_aside(self, inode: int, why: BaseException) -> None:
+        """Rename a file that is of no use, unless another process has done so by now."""
+        with self._alone():
+            if self._inode() == inode:
+                aside = self._path.with_name(f"{self._path.name}.bad")
+                self._path.replace(aside)
+                self._remove_log()
+                logger.warning("coordination: set %s aside as %s: %s", self._path, aside.name, why)
+
+    def _remove_log(self) -> None:
+        for suffix in ("-wal", "-shm"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    application, version, tables = (
+        _rows(connection, question)[0][0]
+        for question in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
+    )
+    if tables and application != APPLICATION:
+        raise CoordinationError("the file is a database of another program")
+    if tables and version != VERSION:
+        raise _OldFile(f"it has version {version}, not {VERSION}")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = OFF")  # nothing here is worth a disk's time
+    if not tables:
+        _lay_out(connection)
+    elif _rows(connection, "SELECT id FROM boot")[0][0] != _boot_id():
+        _empty(connection)
+
+
+def _lay_out(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    for statement in _SCHEMA:
+        connection.execute(statement)
+    connection.execute("INSERT INTO boot VALUES (?, 0)", (_boot_id(),))
+    connection.execute(f"PRAGMA application_id = {APPLICATION}")
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+    connection.execute("COMMIT")
+
+
+def _empty(connection: sqlite3.Connection) -> None:
+    """The times of an earlier boot mean nothing now."""
+    connection.execute("BEGIN IMMEDIATE")
+    for table in ("leases", "known", "workers"):
+        connection.execute(f"DELETE FROM {table}")  # noqa: S608
+    connection.execute("UPDATE boot SET id = ?, token = 0", (_boot_id(),))
+    connection.execute("COMMIT")
+
+
+def _rows(connection: sqlite3.Connection, statement: str, *values: object) -> list[Any]:
+    # All rows, always: a statement that has not come to its end keeps its transaction open.
+    return connection.execute(statement, values).fetchall()
+
+
+def _is_busy(error: BaseException) -> bool:
+    return isinstance(error, BlockingIOError) or _code(error) == sqlite3.SQLITE_BUSY
+
+
+def _is_useless(error: BaseException) -> bool:
+    return isinstance(error, _OldFile) or _code(error) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+
+
+def _code(error: BaseException) -> int | None:
+    extended = getattr(error, "sqlite_errorcode", None)
+    return None if extended is None else extended & 0xFF
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except SettingError as error:
+        raise CoordinationError(str(error)) from error
+    except (sqlite3.Error, OSError) as error:
+        raise CoordinationError(f"{type(error).__name__}: {error}") from error
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()
+    except OSError:
+        return "-"
+
+
+def _check_private(path: Path, owner: int) -> None:
+    try:
+        if not path.parent.is_dir():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if owner != os.geteuid():
+                os.chown(path.parent, owner, -1)
+        _check(path.parent, "directory", stat.S_ISDIR, 0o700, owner)
+        with contextlib.suppress(FileNotFoundError):
+            _check(path, "file", stat.S_ISREG, 0o600, owner)
+    except OSError as error:
+        raise SettingError(f"{str(path)!r} cannot be used: {error.strerror}") from None
+
+
+def _check(path: Path, kind: str, is_kind: Callable[[int], bool], mode: int, owner: int) -> None:
+    found = path.lstat()
+    for wrong, why in (
+        (not is_kind(found.st_mode), "a link or of another kind"),
+        (kind == "file" and found.st_nlink > 1, "a link to another one"),
+        (found.st_uid != owner, "another user's"),
+        (found.st_mode & 0o077, f"open to others (mode {stat.S_IMODE(found.st_mode):04o})"),
+    ):
+        if wrong:
+            raise SettingError(f"{str(path)!r} is {why}; it must be one's own {kind} of mode {mode:04o}")
