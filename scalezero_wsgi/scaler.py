@@ -191,10 +191,14 @@ class FunctionScaler:
         return self._wakes.join(function, partial(self._wake, function, since), until + LINGER)
 
     def look(self, function: Function, timeout: float) -> None:
-        """Have the function's status asked for, without waking it, and wait for that ``timeout`` seconds."""
+        """Have the function's status asked for, without waking it, and wait for that.
+
+        :param timeout: seconds that all who look may wait in all: with a provider that hangs, those who come
+            later do not wait.
+        """
         flight = self._look(function)
         if flight is not None:
-            flight.wait(timeout)
+            flight.wait(flight.begun + timeout - self._clock())
 
     def refresh(self, function: Function) -> None:
         """Ask for the function's status in the background, unless that is being done. Never blocks."""

@@ -368,9 +368,19 @@ class TestTheFixedAnswer:
             App(), ScriptedProvider(lambda: UP if gate.wait(PATIENCE) else ZERO), no_wake=["path=*"]
         )
         begun = time.monotonic()
-        assert ask(door)[0] == "503 SERVICE UNAVAILABLE"
+        assert ask(door)[0] == "502 BAD GATEWAY"
         assert 0.2 <= time.monotonic() - begun < SOON
+        # One moment for all of them: a row of health checks must not take one thread after another.
+        begun = time.monotonic()
+        assert [ask(door)[0] for _ in range(10)] == ["502 BAD GATEWAY"] * 10
+        assert time.monotonic() - begun < 10 * 0.2
         gate.set()
+
+    def test_an_outage_of_the_provider_is_not_taken_for_a_function_at_zero(self) -> None:
+        provider = ScriptedProvider(ProviderError("down"), ProviderError("down"), ZERO)
+        door = ScaleZeroMiddleware(App(), provider, no_wake=["path=*"], no_wake_status=200)
+        assert [ask(door)[0] for _ in range(3)] == ["502 BAD GATEWAY"] * 3
+        eventually(lambda: ask(door)[0] == "200 OK")
 
 
 class TestAllowAndDeny:
@@ -405,6 +415,7 @@ class TestAllowAndDeny:
         app = App("200 OK", "200 OK", "200 OK", "502 Bad Gateway")
         door = ScaleZeroMiddleware(app, fleet, cache_expiry=60, **settings)
         assert [ask(door)[0] for _ in range(3)] == ["200 OK"] * 3
+        assert usage(door).last_used > 0  # or it would be taken for idle
         fleet._ready_at.clear()
         assert ask(door)[0] == "502 Bad Gateway"
         assert (len(app.calls), fleet.sets) == (4, [])
