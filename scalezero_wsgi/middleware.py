@@ -26,17 +26,19 @@ from .bounded import Bounded
 from .coordination.base import Row
 from .coordination.default import default_coordination
 from .coordination.fleet import Fleet
-from .events import EventLog, Reporter, RequestReplayed
+from .events import EventLog, Reporter, RequestReplayed, WaitGivenUp
 from .function_cache import FunctionCache, FunctionMeta
 from .model import (
     Function,
     FunctionNotFound,
     InvalidFunctionName,
     MayNotWake,
+    NotAvailable,
     ProviderError,
     ProviderSilent,
     ScaleZeroError,
     SettingError,
+    StillStarting,
     TooManyWaiting,
 )
 from .pages import Pages, Progress
@@ -166,7 +168,7 @@ class ScaleZeroMiddleware:
         meta = self._find(function)
         if meta is None or not meta.available or meta.expired(self._usable, arrived):
             try:
-                meta = self._waiting.hold(function, environ, arrived)
+                meta = self._hold(function, environ, arrived)
             except ScaleZeroError as error:
                 return self._refuse(error, environ, start_response, function)
             return self._pass_down_late(environ, start_response, meta, arrived, path)
@@ -174,6 +176,17 @@ class ScaleZeroMiddleware:
             self.scaler.refresh(function)
         environ[WAITED] = 0.0
         return self._pass_down(environ, start_response, meta, arrived, path)
+
+    def _hold(
+        self, function: Function, environ: WSGIEnvironment, arrived: float, since: float = -math.inf
+    ) -> FunctionMeta:
+        try:
+            return self._waiting.hold(function, environ, arrived, since=since)
+        except StillStarting:
+            raise
+        except (NotAvailable, ProviderError):
+            self._report(WaitGivenUp(function, self._clock() - arrived))
+            raise
 
     def _refuse(
         self,
@@ -373,7 +386,7 @@ class ScaleZeroMiddleware:
         arrived = call.passed_at - environ[WAITED]
         since = call.passed_at if woken_since else self._clock()
         try:
-            renewed = self._waiting.hold(meta.function, environ, arrived, since=since)
+            renewed = self._hold(meta.function, environ, arrived, since)
         except (ProviderError, TooManyWaiting):
             return None
         except ScaleZeroError as error:

@@ -19,7 +19,7 @@ from .backoff import backoff_step, growing
 from .bounded import Bounded
 from .coordination.base import Failure, Known, Start, Trouble
 from .coordination.fleet import Fleet, Lead
-from .events import FunctionReady, ProviderFailed, Reporter, ScaleRequested, StartFailed, WaitGivenUp
+from .events import FunctionReady, ProviderFailed, Reporter, ScaleRequested, StartFailed
 from .function_cache import FunctionCache, FunctionMeta
 from .model import (
     Function,
@@ -451,7 +451,6 @@ class FunctionScaler:
 
     def _give_up(self, function: Function, flight: Flight[FunctionMeta], begun: float) -> Exception:
         waited = self._clock() - begun
-        self._report(WaitGivenUp(function, waited))
         trouble = flight.trouble  # read once: the leader changes it
         if isinstance(trouble, ProviderSilent):
             return ProviderSilent(str(trouble))

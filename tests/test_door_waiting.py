@@ -20,7 +20,7 @@ from scalezero_wsgi import (
     ScaleZeroMiddleware,
     by_host,
 )
-from scalezero_wsgi.events import Event
+from scalezero_wsgi.events import Event, WaitGivenUp
 from scalezero_wsgi.function_cache import Usage
 from scalezero_wsgi.server import Server
 from tests.clock import MovingClock
@@ -622,6 +622,35 @@ class TestReplay:
         begun = time.monotonic()
         assert ask(door)[0] == "504 GATEWAY TIMEOUT"
         assert time.monotonic() - begun < SOON
+
+
+class TestGivingUp:
+    @pytest.mark.parametrize(
+        ("headers", "max_wait", "status", "events"),
+        [
+            ({}, 0.2, "504 GATEWAY TIMEOUT", [WaitGivenUp]),
+            ({"Prefer": "wait=0"}, 60, "504 GATEWAY TIMEOUT", [WaitGivenUp]),
+            ({"Prefer": "respond-async"}, 60, "202 ACCEPTED", []),
+            (BROWSER, 60, "503 SERVICE UNAVAILABLE", []),
+        ],
+    )
+    def test_a_client_that_would_rather_not_wait_is_not_told_as_one_that_waited_in_vain(
+        self, headers: dict[str, str], max_wait: float, status: str, events: list[type[Event]]
+    ) -> None:
+        told: list[Event] = []
+        door = ScaleZeroMiddleware(
+            App(), ScriptedProvider(STARTING), max_wait=max_wait, page_after=0.2, hooks=(told.append,)
+        )
+        assert ask(door, headers=headers)[0] == status
+        assert [type(event) for event in told] == events
+
+    def test_a_provider_that_fails_for_too_long_is(self) -> None:
+        told: list[Event] = []
+        provider = ScriptedProvider(ProviderError("down"))
+        door = ScaleZeroMiddleware(App(), provider, max_wait=0.3, hooks=(told.append,))
+        assert ask(door)[0] == "502 BAD GATEWAY"
+        (given_up,) = [event for event in told if isinstance(event, WaitGivenUp)]
+        assert given_up.after >= 0.3
 
 
 class TestNothingLeaks:
