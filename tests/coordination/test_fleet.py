@@ -378,7 +378,7 @@ class TestAlone:
         bench.fly()
         bench.store.error = None
         bench.fly()
-        assert not bench.fleet.joined
+        assert bench.kinds() == [CoordinationLost]
         bench.clock.advance(PAUSE)
         bench.fly()
         assert bench.fleet.joined
@@ -458,7 +458,7 @@ class TestHeart:
         fleet = clockwork.fleet()
         assert clockwork.hearts() == 0
         for _ in range(3):
-            fleet.fly(HELLO, never, nothing, lambda lead: None or "led")
+            fleet.fly(HELLO, never, nothing, lambda lead: "led")
         clockwork.wait_for(lambda: len(clockwork.store.workers()) == 1)
         assert clockwork.hearts() == 1
 
@@ -508,7 +508,7 @@ class TestHeart:
         store = SQLiteCoordination(tmp_path / "shared" / "fleet.db")
         fleet = Fleet(store, Reporter(), row=Row)
         clockwork.fleets.append(fleet)
-        with fleet._join(HELLO, never, nothing) as lead:  # type: ignore[union-attr]
+        with fleet._join(HELLO, never, nothing) as lead:
             clockwork.wait_for(lambda: len(store.workers()) == 1)
             parent = fleet._worker.get()
             pid = os.fork()
