@@ -288,16 +288,14 @@ class Fleet:
     # A store that cannot be used. What began before it was lost or found says nothing about it after that.
 
     def _may_try(self) -> bool:
-        return not self._lost or self._may_try_again()
-
-    def _may_try_again(self) -> bool:
         """While the store is lost, one of those who ask may try it after each pause."""
-        with self._worker.get().lock:
-            now = self.clock()
-            if self._lost and now < self._try_at:
-                return False
-            self._try_at = now + PAUSE
-            return True
+        if self._lost:
+            with self._worker.get().lock:
+                now = self.clock()
+                if self._lost and now < self._try_at:
+                    return False
+                self._try_at = now + PAUSE
+        return True
 
     def _turn(self, lost: bool, turns: int, event: Event) -> None:
         with self._worker.get().lock:
