@@ -25,6 +25,7 @@ from scalezero_wsgi.coordination.fleet import (
     Fleet,
     Lead,
     LeadLost,
+    _Look,
 )
 from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.coordination.sqlite import SQLiteCoordination
@@ -434,16 +435,15 @@ class TestAlone:
 
     def test_a_wait_in_which_nothing_came_does_not_bring_the_store_back(self, bench: Bench) -> None:
         """Nothing comes from a server that is gone either."""
-
-        def lose() -> None:
-            bench.store.error, bench.store.failing = DOWN, {"report", "known"}
-            bench.fleet.beat()
-
+        bench.store.error, bench.store.failing = DOWN, {"known", "report"}
         bench.fleet._row = Row
+        bench.fleet.beat()
         with bench.led_by_another():
-            bench.store.before["wait"] = lose
-            assert bench.fly() == "led"
-        assert bench.kinds() == [CoordinationLost]
+            look = _Look(bench.fleet, cast("Coordination", bench.store), HELLO, never, nothing)
+            look._use(lambda store: store.changes(HELLO), proves=False)
+            assert bench.kinds() == [CoordinationLost]
+            look._use(lambda store: store.acquire(HELLO, "a", LEASE))
+        assert bench.kinds() == [CoordinationLost, CoordinationRestored]
 
 
 class TestHeart:
@@ -456,10 +456,12 @@ class TestHeart:
 
     def test_it_beats_from_the_first_flight_on_and_only_once(self, clockwork: Clockwork) -> None:
         fleet = clockwork.fleet()
+        before = [thread.name for thread in threading.enumerate()].count("scalezero-heart")
         assert clockwork.hearts() == 0
         for _ in range(3):
             fleet.fly(HELLO, never, nothing, lambda lead: "led")
         clockwork.wait_for(lambda: len(clockwork.store.workers()) == 1)
+        assert [thread.name for thread in threading.enumerate()].count("scalezero-heart") == before + 1
         assert clockwork.hearts() == 1
 
     def test_a_beat_that_fails_is_logged_and_is_not_the_last(
