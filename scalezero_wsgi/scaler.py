@@ -267,10 +267,12 @@ class FunctionScaler:
     def _refresh(self, function: Function, flight: Flight[None]) -> None:
         def follow(told: Known, news: bool) -> bool | None:
             self._learn(function, told)
+            if self._take(function, told, news) is not None:
+                return True
             if told.trouble is not None and told.trouble.age <= REFRESH_PAUSE:
                 self._refresh_after.set(function, self._clock() - told.trouble.age + REFRESH_PAUSE)
                 return True
-            return None if self._take(function, told, news) is None else True
+            return None
 
         def lead(lead: Lead) -> bool:
             try:
@@ -325,7 +327,7 @@ class FunctionScaler:
             meta = self._see(function, told.status, asked_at)
             return meta if news or told.age <= self._cache.expiry else None
         if told.trouble is None and (news or told.age <= self._cache.missing_expiry):
-            self._cache.set_missing(function)
+            self._cache.set_missing(function, asked_at)
             raise FunctionNotFound(*function)
         return None
 
@@ -487,11 +489,6 @@ class _Wake:
         self._clock = scaler._clock
         self._begun = self._clock()
         self._met_unavailable = False
-        self._querying = _Patience(self._clock)
-        self._scaling = _Patience(self._clock)
-        self._polls = growing(0.005, 0.25, factor=1.2)
-        self._requested_at: float | None = None
-        self._request_seen = False
         flight.trouble = ProviderSilent("the provider did not answer in time")
 
     def follow(self, told: Known, news: bool) -> FunctionMeta | None:
@@ -518,7 +515,7 @@ class _Wake:
 
     @staticmethod
     def _trouble_of(told: Known) -> ProviderError | None:
-        if told.trouble is not None:
+        if told.trouble is not None and told.trouble.age <= SILENT:
             return ProviderError("the provider fails another worker: see its log")
         return ProviderSilent("no worker has had an answer of the provider") if told.age > SILENT else None
 
@@ -530,6 +527,9 @@ class _Wake:
         """
         self._lead = lead
         self._flight.trouble = ProviderSilent("the provider did not answer in time")
+        self._querying = _Patience(self._clock)
+        self._scaling = _Patience(self._clock)
+        self._polls = growing(0.005, 0.25, factor=1.2)
         self._requested_at = self._scaler._pending_start(self._function)
         self._request_seen = False
         seen: ReplicaStatus | None = None
@@ -546,8 +546,8 @@ class _Wake:
                 self._arrive(meta)
                 return meta
             self._met_unavailable = True
+            lead.check()  # first: what a replaced leader sees late may be of a start that others got over
             self._check_failure(meta)
-            lead.check()
             if self._must_request(meta.status):
                 # What was seen before is no measure any more: a start may fail within a moment, and then
                 # look as if nothing had changed.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import itertools
 import logging
 import os
 import socket
@@ -24,6 +23,7 @@ from ..per_process import PerProcess
 from .base import Coordination, CoordinationError, Known, Lease, Row
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 logger = logging.getLogger("scalezero_wsgi")
 
@@ -83,7 +83,7 @@ class Lead:
             return
         self._told += 1
         self._told_at = now
-        named = replace(known, name=f"{lease.worker}.{self._told}")
+        named = replace(known, name=f"{lease.token}.{self._told}")
         self._note(self._fleet.attempt(lambda store: store.publish(lease, named)))
 
     def check(self) -> None:
@@ -135,7 +135,6 @@ class _Worker:
         self._fleet = fleet
         self._pid = os.getpid()
         self.name = f"{socket.gethostname()}:{self._pid}:{uuid.uuid4().hex[:8]}"
-        self.holders = itertools.count(1)
         self.leads: set[Lead] = set()
         self.lock = threading.Lock()
         self._stopped = threading.Event()
@@ -228,31 +227,37 @@ class Fleet:
         return self._store is not None and not self._lost
 
     @property
-    def turns(self) -> int:
-        """How often the store was lost or found."""
-        return self._turns
-
-    def holder(self) -> str:
-        """A name for a flight: two of one process must not take the lease from each other."""
-        worker = self._worker.get()
-        return f"{worker.name}/{next(worker.holders)}"
+    def worker(self) -> str:
+        """This process's name among the others."""
+        return self._worker.get().name
 
     @property
     def leads(self) -> set[Lead]:
         """The leads that this process holds."""
         return self._worker.get().leads
 
-    def attempt(self, use: Callable[[Coordination], T]) -> T | None:
+    def attempt(self, call: Callable[[Coordination], T]) -> T | None:
         """Use the store if it can be used; ``None`` if not."""
         if self._store is None or not self._may_try():
             return None
+        with contextlib.suppress(CoordinationError):
+            return self.use(self._store, call)
+        return None
+
+    def use(self, store: Coordination, call: Callable[[Coordination], T], *, proves: bool = True) -> T:
+        """Use the store, and note whether it can be used.
+
+        :param proves: ``False``: the call may succeed although the store cannot be used.
+        :raises CoordinationError: it cannot.
+        """
         turns = self._turns
         try:
-            result = use(self._store)
-        except CoordinationError as error:
-            self._lose(error, turns)
-            return None
-        self.found(turns)
+            result = call(store)
+        except Exception as error:  # whatever somebody else's store may raise: no request fails of it
+            self._turn(True, turns, CoordinationLost(error))
+            raise CoordinationError(str(error)) from error
+        if proves and self._lost:
+            self._turn(False, turns, CoordinationRestored())
         return result
 
     def beat(self) -> None:
@@ -272,11 +277,9 @@ class Fleet:
         self._start_heart()
         if not self._may_try():
             return Lead(self, None, until)
-        look = _Look(self, self._store, function, until, follow)
         try:
-            return look.search()
-        except CoordinationError as error:
-            self._lose(error, look.turns)
+            return _Look(self, self._store, function, until, follow).search()
+        except CoordinationError:
             return Lead(self, None, until)
 
     def _start_heart(self) -> None:
@@ -285,24 +288,14 @@ class Fleet:
     # A store that cannot be used. What began before it was lost or found says nothing about it after that.
 
     def _may_try(self) -> bool:
-        return not self._lost or self._may_try_again()
-
-    def _may_try_again(self) -> bool:
         """While the store is lost, one of those who ask may try it after each pause."""
-        with self._worker.get().lock:
-            now = self.clock()
-            if self._lost and now < self._try_at:
-                return False
-            self._try_at = now + PAUSE
-            return True
-
-    def _lose(self, error: CoordinationError, turns: int) -> None:
-        self._turn(True, turns, CoordinationLost(error))
-
-    def found(self, turns: int) -> None:
-        """Note that the store could be used, by a call that began after so many turns."""
         if self._lost:
-            self._turn(False, turns, CoordinationRestored())
+            with self._worker.get().lock:
+                now = self.clock()
+                if self._lost and now < self._try_at:
+                    return False
+                self._try_at = now + PAUSE
+        return True
 
     def _turn(self, lost: bool, turns: int, event: Event) -> None:
         with self._worker.get().lock:
@@ -315,10 +308,7 @@ class Fleet:
 
 
 class _Look(Generic[T]):
-    """One flight's search for its outcome, or for the lead.
-
-    :ivar turns: how often the store had been lost or found when it was last asked.
-    """
+    """One flight's search for its outcome, or for the lead."""
 
     def __init__(
         self,
@@ -333,17 +323,18 @@ class _Look(Generic[T]):
         self._function = function
         self._until = until
         self._follow = follow
-        self._holder = fleet.holder()
         self._begun = fleet.clock()
         self._looked = False
         self._before: str | None = None  # what was published last before the first look
-        self.turns = fleet.turns
 
     def search(self) -> Lead | T:
         found = self._try()
         if found is not None:
             return found
-        with self._store.changes(self._function) as changes:
+        with contextlib.ExitStack() as stack:
+            changes = self._use(
+                lambda store: stack.enter_context(store.changes(self._function)), proves=False
+            )
             while True:
                 found = self._try()
                 if found is not None:
@@ -351,17 +342,14 @@ class _Look(Generic[T]):
                 now = self._fleet.clock()
                 if now > self._until():
                     raise NotAvailable(self._function, now - self._begun)
-                changes.wait(LOOK_EVERY)
+                self._use(lambda _: changes.wait(LOOK_EVERY), proves=False)
 
     def _try(self) -> Lead | T | None:
-        self.turns = self._fleet.turns
         outcome = self._look()
-        if outcome is None:
-            lease = self._store.acquire(self._function, self._holder, LEASE)
-            if lease is not None:
-                return self._begin(lease)
-        self._fleet.found(self.turns)
-        return outcome
+        if outcome is not None:
+            return outcome
+        lease = self._use(lambda store: store.acquire(self._function, self._fleet.worker, LEASE))
+        return None if lease is None else self._begin(lease)
 
     def _begin(self, lease: Lease) -> Lead | T:
         lead = Lead(self._fleet, lease, self._until)
@@ -370,7 +358,6 @@ class _Look(Generic[T]):
         except BaseException:
             lead.end()
             raise
-        self._fleet.found(self.turns)
         if outcome is None:
             return lead
         lead.end()
@@ -378,10 +365,13 @@ class _Look(Generic[T]):
 
     def _look(self) -> T | None:
         asked_at = self._fleet.clock()
-        known = self._store.known(self._function)
+        known = self._use(lambda store: store.known(self._function))
         name = None if known is None else known.name
         if not self._looked:
             self._looked, self._before = True, name
         if known is None:
             return None
         return self._follow(known.after(self._fleet.clock() - asked_at), name != self._before)
+
+    def _use(self, call: Callable[[Coordination], U], *, proves: bool = True) -> U:
+        return self._fleet.use(self._store, call, proves=proves)

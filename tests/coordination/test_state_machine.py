@@ -151,6 +151,16 @@ class Stormy(Calm):
         worker = self.alive(index)
         worker.stopped = not worker.stopped
 
+    @rule(index=WORKERS, seconds=st.sampled_from([0.01, 0.5]))
+    def the_leader_hangs_for_longer_than_its_lease(self, index: int, seconds: float) -> None:
+        leaders = [worker for worker in self.world.workers if worker.fleet.leads and not worker.stopped]
+        if leaders:
+            leader = leaders[index % len(leaders)]
+            leader.stopped = True
+            self.world.clock.advance(LEASE + 0.1)
+            self.all_go_on(seconds)
+            leader.stopped = False
+
     @rule(seconds=st.sampled_from([0.5, 1.0, LEASE, LEASE + 0.1]))
     def time_jumps(self, seconds: float) -> None:
         self.world.clock.advance(seconds)
@@ -176,6 +186,8 @@ class Stormy(Calm):
             worker.stopped = False
         self.bound += LEASE + SETTLE + PAUSE + max(FOLLOW, PROVIDER_PATIENCE)
         super().no_waiter_is_left_behind()
+        joined = self.world.run(lambda: all(worker.fleet.joined for worker in self.world.workers), 2 * PAUSE)
+        assert joined, "somebody stays alone although the store is back"
 
 
 def _settings(examples: int) -> settings:
