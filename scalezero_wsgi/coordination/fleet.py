@@ -34,16 +34,14 @@ LOOK_EVERY = 0.05
 """Seconds between two looks of a follower: a lease that lapses makes no change."""
 
 BEAT = LEASE / 3
-"""Seconds between two beats, each of which keeps this worker's leases and reports what it does."""
+"""Seconds between two beats, each of which keeps this worker's leases and reports what it does; and between
+two tries of a store that is lost."""
 
 ROW = 3.5
 """Seconds after its last report from which on a worker counts as gone."""
 
 RETELL = 1.0
 """Seconds after which a leader tells again what has not changed."""
-
-PAUSE = 1.0
-"""Seconds between two tries of a store that could not be used."""
 
 
 class LeadLost(Exception):
@@ -189,7 +187,7 @@ class Fleet:
         store: Coordination | None,
         report: Reporter,
         clock: Callable[[], float] = time.monotonic,
-        row: Callable[[str], Row] | None = None,
+        row: Callable[[str], Row] = Row,
     ) -> None:
         self.clock = clock
         self._store = store
@@ -198,7 +196,6 @@ class Fleet:
         self._worker = PerProcess(lambda: _Worker(self))
         self._lost = False
         self._turns = 0
-        self._try_at = 0.0
 
     def fly(
         self,
@@ -244,25 +241,33 @@ class Fleet:
 
     def attempt(self, use: Callable[[Coordination], T]) -> T | None:
         """Use the store if it can be used; ``None`` if not."""
-        if self._store is None or not self._may_try():
+        if self._store is None or self._lost:
             return None
         turns = self._turns
         try:
-            result = use(self._store)
+            return use(self._store)
         except CoordinationError as error:
             self._lose(error, turns)
             return None
-        self.found(turns)
-        return result
 
     def beat(self) -> None:
-        """Keep the leases, and report what this worker does."""
+        """Keep the leases, and report what this worker does.
+
+        The report tries a store that is lost. It is a write: one that is full, or read-only, can be read
+        all the time, and would seem to come and go.
+        """
         worker = self._worker.get()
         for lead in list(worker.leads):
             lead.keep()
-        if self._row is not None:
-            row = self._row(worker.name)
-            self.attempt(lambda store: store.report(row, ROW))
+        if self._store is None:
+            return
+        turns = self._turns
+        try:
+            self._store.report(self._row(worker.name), ROW)
+        except CoordinationError as error:
+            self._lose(error, turns)
+        else:
+            self.found(turns)
 
     def _join(
         self, function: Function, until: Callable[[], float], follow: Callable[[Known, bool], T | None]
@@ -270,7 +275,7 @@ class Fleet:
         if self._store is None:
             return Lead(self, None, until)
         self._start_heart()
-        if not self._may_try():
+        if self._lost:
             return Lead(self, None, until)
         look = _Look(self, self._store, function, until, follow)
         try:
@@ -284,23 +289,11 @@ class Fleet:
 
     # A store that cannot be used. What began before it was lost or found says nothing about it after that.
 
-    def _may_try(self) -> bool:
-        return not self._lost or self._may_try_again()
-
-    def _may_try_again(self) -> bool:
-        """While the store is lost, one of those who ask may try it after each pause."""
-        with self._worker.get().lock:
-            now = self.clock()
-            if self._lost and now < self._try_at:
-                return False
-            self._try_at = now + PAUSE
-            return True
-
     def _lose(self, error: CoordinationError, turns: int) -> None:
         self._turn(True, turns, CoordinationLost(error))
 
     def found(self, turns: int) -> None:
-        """Note that the store could be used, by a call that began after so many turns."""
+        """Note that the store could be written, by a call that began after so many turns."""
         if self._lost:
             self._turn(False, turns, CoordinationRestored())
 
@@ -310,7 +303,6 @@ class Fleet:
                 return
             self._lost = lost
             self._turns += 1
-            self._try_at = self.clock() + PAUSE
         self._report(event)
 
 
@@ -360,17 +352,16 @@ class _Look(Generic[T]):
             lease = self._store.acquire(self._function, self._holder, LEASE)
             if lease is not None:
                 return self._begin(lease)
-        self._fleet.found(self.turns)
         return outcome
 
     def _begin(self, lease: Lease) -> Lead | T:
+        self._fleet.found(self.turns)
         lead = Lead(self._fleet, lease, self._until)
         try:
             outcome = self._look()  # the last leader may just have ended
         except BaseException:
             lead.end()
             raise
-        self._fleet.found(self.turns)
         if outcome is None:
             return lead
         lead.end()

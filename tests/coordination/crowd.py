@@ -2,7 +2,7 @@
 
 ``python -m tests.coordination.crowd '{"directory": …, "url": …}'`` serves a middleware to threads of its own.
 The functions are files in the directory, so that all workers have the same; what happens is a line each in
-their log. Commands are lines of JSON, and so is the answer to each; at the end of its input the worker leaves.
+their log. Commands are lines of JSON, and so is the answer to each; at the end of its input a worker leaves.
 """
 
 from __future__ import annotations
