@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Generic, TypeVar
 
@@ -34,16 +34,14 @@ LOOK_EVERY = 0.05
 """Seconds between two looks of a follower: a lease that lapses makes no change."""
 
 BEAT = LEASE / 3
-"""Seconds between two beats, each of which keeps this worker's leases and reports what it does."""
+"""Seconds between two beats, each of which keeps this worker's leases and reports what it does; and between
+two tries of a store that is lost."""
 
 ROW = 3.5
 """Seconds after its last report from which on a worker counts as gone."""
 
 RETELL = 1.0
 """Seconds after which a leader tells again what has not changed."""
-
-PAUSE = 1.0
-"""Seconds between two tries of a store that could not be used."""
 
 
 class LeadLost(Exception):
@@ -136,6 +134,7 @@ class _Worker:
         self._pid = os.getpid()
         self.name = f"{socket.gethostname()}:{self._pid}:{uuid.uuid4().hex[:8]}"
         self.leads: set[Lead] = set()
+        self._asking: set[object] = set()
         self.lock = threading.Lock()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -164,12 +163,26 @@ class _Worker:
             if self._stopped.wait(BEAT):
                 return
 
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[bool]:
+        """While a lease is asked for; whether it may be. A process that exits waits for the answer: a lease
+        that it took to its grave would hold up the others until it lapses."""
+        one = object()
+        self._asking.add(one)
+        try:
+            yield not self._stopped.is_set()
+        finally:
+            self._asking.discard(one)
+
     def _stop(self) -> None:
         if os.getpid() != self._pid:  # a child inherits what is registered
             return
         self._stopped.set()
         if self._thread is not None:
             self._thread.join(1.0)  # or it would report once more
+        deadline = time.monotonic() + 1.0
+        while self._asking and time.monotonic() < deadline:
+            time.sleep(0.001)
         for lead in list(self.leads):
             lead.end()
         self._fleet.attempt(lambda store: store.leave(self.name))
@@ -188,7 +201,7 @@ class Fleet:
         store: Coordination | None,
         report: Reporter,
         clock: Callable[[], float] = time.monotonic,
-        row: Callable[[str], Row] | None = None,
+        row: Callable[[str], Row] = Row,
     ) -> None:
         self.clock = clock
         self._store = store
@@ -197,7 +210,6 @@ class Fleet:
         self._worker = PerProcess(lambda: _Worker(self))
         self._lost = False
         self._turns = 0
-        self._try_at = 0.0
 
     def fly(
         self,
@@ -231,6 +243,10 @@ class Fleet:
         """This process's name among the others."""
         return self._worker.get().name
 
+    def asking(self) -> contextlib.AbstractContextManager[bool]:
+        """To be held while a lease is asked for, until it is a lead; whether it may be."""
+        return self._worker.get().asking()
+
     @property
     def leads(self) -> set[Lead]:
         """The leads that this process holds."""
@@ -238,36 +254,38 @@ class Fleet:
 
     def attempt(self, call: Callable[[Coordination], T]) -> T | None:
         """Use the store if it can be used; ``None`` if not."""
-        if self._store is None or not self._may_try():
+        if self._store is None or self._lost:
             return None
         with contextlib.suppress(CoordinationError):
             return self.use(self._store, call)
         return None
 
-    def use(self, store: Coordination, call: Callable[[Coordination], T], *, proves: bool = True) -> T:
-        """Use the store, and note whether it can be used.
+    def use(self, store: Coordination, call: Callable[[Coordination], T]) -> T:
+        """Use the store, and note it if that cannot be done.
 
-        :param proves: ``False``: the call may succeed although the store cannot be used.
         :raises CoordinationError: it cannot.
         """
         turns = self._turns
         try:
-            result = call(store)
+            return call(store)
         except Exception as error:  # whatever somebody else's store may raise: no request fails of it
             self._turn(True, turns, CoordinationLost(error))
             raise CoordinationError(str(error)) from error
-        if proves and self._lost:
-            self._turn(False, turns, CoordinationRestored())
-        return result
 
     def beat(self) -> None:
-        """Keep the leases, and report what this worker does."""
+        """Keep the leases, and report what this worker does.
+
+        The report tries a store that is lost. It is a write: one that is full, or read-only, can be read
+        all the time, and would seem to come and go.
+        """
         worker = self._worker.get()
         for lead in list(worker.leads):
             lead.keep()
-        if self._row is not None:
-            row = self._row(worker.name)
-            self.attempt(lambda store: store.report(row, ROW))
+        if self._store is not None:
+            turns, row = self._turns, self._row(worker.name)
+            with contextlib.suppress(CoordinationError):
+                self.use(self._store, lambda store: store.report(row, ROW))
+                self._turn(False, turns, CoordinationRestored())
 
     def _join(
         self, function: Function, until: Callable[[], float], follow: Callable[[Known, bool], T | None]
@@ -275,7 +293,7 @@ class Fleet:
         if self._store is None:
             return Lead(self, None, until)
         self._start_heart()
-        if not self._may_try():
+        if self._lost:
             return Lead(self, None, until)
         try:
             return _Look(self, self._store, function, until, follow).search()
@@ -285,25 +303,13 @@ class Fleet:
     def _start_heart(self) -> None:
         self._worker.get().start()
 
-    # A store that cannot be used. What began before it was lost or found says nothing about it after that.
-
-    def _may_try(self) -> bool:
-        """While the store is lost, one of those who ask may try it after each pause."""
-        if self._lost:
-            with self._worker.get().lock:
-                now = self.clock()
-                if self._lost and now < self._try_at:
-                    return False
-                self._try_at = now + PAUSE
-        return True
-
     def _turn(self, lost: bool, turns: int, event: Event) -> None:
+        """Note that the store is lost, or found; but what began before the last turn says nothing of now."""
         with self._worker.get().lock:
             if self._lost == lost or self._turns != turns:
                 return
             self._lost = lost
             self._turns += 1
-            self._try_at = self.clock() + PAUSE
         self._report(event)
 
 
@@ -332,9 +338,7 @@ class _Look(Generic[T]):
         if found is not None:
             return found
         with contextlib.ExitStack() as stack:
-            changes = self._use(
-                lambda store: stack.enter_context(store.changes(self._function)), proves=False
-            )
+            changes = self._use(lambda store: stack.enter_context(store.changes(self._function)))
             while True:
                 found = self._try()
                 if found is not None:
@@ -342,17 +346,23 @@ class _Look(Generic[T]):
                 now = self._fleet.clock()
                 if now > self._until():
                     raise NotAvailable(self._function, now - self._begun)
-                self._use(lambda _: changes.wait(LOOK_EVERY), proves=False)
+                self._use(lambda _: changes.wait(LOOK_EVERY))
 
     def _try(self) -> Lead | T | None:
         outcome = self._look()
         if outcome is not None:
             return outcome
-        lease = self._use(lambda store: store.acquire(self._function, self._fleet.worker, LEASE))
-        return None if lease is None else self._begin(lease)
+        lead = self._ask()
+        return None if lead is None else self._begin(lead)
 
-    def _begin(self, lease: Lease) -> Lead | T:
-        lead = Lead(self._fleet, lease, self._until)
+    def _ask(self) -> Lead | None:
+        with self._fleet.asking() as may_ask:
+            if not may_ask:
+                return None
+            lease = self._use(lambda store: store.acquire(self._function, self._fleet.worker, LEASE))
+            return None if lease is None else Lead(self._fleet, lease, self._until)
+
+    def _begin(self, lead: Lead) -> Lead | T:
         try:
             outcome = self._look()  # the last leader may just have ended
         except BaseException:
@@ -373,5 +383,5 @@ class _Look(Generic[T]):
             return None
         return self._follow(known.after(self._fleet.clock() - asked_at), name != self._before)
 
-    def _use(self, call: Callable[[Coordination], U], *, proves: bool = True) -> U:
-        return self._fleet.use(self._store, call, proves=proves)
+    def _use(self, call: Callable[[Coordination], U]) -> U:
+        return self._fleet.use(self._store, call)

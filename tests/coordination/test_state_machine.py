@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from scalezero_wsgi import ProviderError
-from scalezero_wsgi.coordination.fleet import LEASE, PAUSE
+from scalezero_wsgi.coordination.fleet import BEAT, LEASE
 from scalezero_wsgi.scaler import FOLLOW, PROVIDER_PATIENCE, SETTLE
 from tests.coordination.simulation import Simulation, Task, Worker
 
@@ -184,9 +184,9 @@ class Stormy(Calm):
         self.world.engine.failing = 0
         for worker in self.world.workers:
             worker.stopped = False
-        self.bound += LEASE + SETTLE + PAUSE + max(FOLLOW, PROVIDER_PATIENCE)
+        self.bound += LEASE + SETTLE + BEAT + max(FOLLOW, PROVIDER_PATIENCE)
         super().no_waiter_is_left_behind()
-        joined = self.world.run(lambda: all(worker.fleet.joined for worker in self.world.workers), 2 * PAUSE)
+        joined = self.world.run(lambda: all(worker.fleet.joined for worker in self.world.workers), 2 * BEAT)
         assert joined, "somebody stays alone although the store is back"
 
 
