@@ -3,7 +3,7 @@
 They must be able to read the package's pages all the same.
 """
 
-import scalezero_wsgi.coordination.sqlite
+import scalezero_wsgi.coordination.sqlite  # noqa: F401
 from tests.servers.fleet_site import make
 
 make()

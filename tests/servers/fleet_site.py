@@ -6,6 +6,7 @@ Every call to the provider leaves a line in ``calls``. A function ``warm…`` is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -29,8 +30,8 @@ class Files:
 
     def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
         note("get", name)
-        if (FLEET / "slow").exists():
-            time.sleep(float((FLEET / "slow").read_text()))
+        with contextlib.suppress(FileNotFoundError):
+            time.sleep(float((FLEET / "slow").read_text() or "0"))
         if name.startswith("warm"):
             return ReplicaStatus(1, 1)
         try:
@@ -44,6 +45,21 @@ class Files:
         new = FLEET / f"{name}.{os.getpid()}"
         new.write_text(str(time.monotonic()))
         new.rename(FLEET / f"{name}.started")
+
+
+def bare() -> Any:
+    """The application alone: it says hello."""
+
+    def hello(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "6")])
+        return [b"hello\n"]
+
+    return hello
+
+
+def wrapped() -> Any:
+    """The same behind the middleware."""
+    return ScaleZeroMiddleware(bare(), Files(), settings=Settings.from_environ())
 
 
 def make() -> Any:
