@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Generic, TypeVar
 
@@ -137,6 +137,7 @@ class _Worker:
         self.name = f"{socket.gethostname()}:{self._pid}:{uuid.uuid4().hex[:8]}"
         self.holders = itertools.count(1)
         self.leads: set[Lead] = set()
+        self._asking: set[object] = set()
         self.lock = threading.Lock()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -165,12 +166,26 @@ class _Worker:
             if self._stopped.wait(BEAT):
                 return
 
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[bool]:
+        """While a lease is asked for; whether it may be. A process that exits waits for the answer: a lease
+        that it took to its grave would hold up the others until it lapses."""
+        one = object()
+        self._asking.add(one)
+        try:
+            yield not self._stopped.is_set()
+        finally:
+            self._asking.discard(one)
+
     def _stop(self) -> None:
         if os.getpid() != self._pid:  # a child inherits what is registered
             return
         self._stopped.set()
         if self._thread is not None:
             self._thread.join(1.0)  # or it would report once more
+        deadline = time.monotonic() + 1.0
+        while self._asking and time.monotonic() < deadline:
+            time.sleep(0.001)
         for lead in list(self.leads):
             lead.end()
         self._fleet.attempt(lambda store: store.leave(self.name))
@@ -236,6 +251,10 @@ class Fleet:
         """A name for a flight: two of one process must not take the lease from each other."""
         worker = self._worker.get()
         return f"{worker.name}/{next(worker.holders)}"
+
+    def asking(self) -> contextlib.AbstractContextManager[bool]:
+        """To be held while a lease is asked for, until it is a lead; whether it may be."""
+        return self._worker.get().asking()
 
     @property
     def leads(self) -> set[Lead]:
@@ -357,14 +376,20 @@ class _Look(Generic[T]):
         self.turns = self._fleet.turns
         outcome = self._look()
         if outcome is None:
-            lease = self._store.acquire(self._function, self._holder, LEASE)
-            if lease is not None:
-                return self._begin(lease)
+            lead = self._ask()
+            if lead is not None:
+                return self._begin(lead)
         self._fleet.found(self.turns)
         return outcome
 
-    def _begin(self, lease: Lease) -> Lead | T:
-        lead = Lead(self._fleet, lease, self._until)
+    def _ask(self) -> Lead | None:
+        with self._fleet.asking() as allowed:
+            if not allowed:
+                return None
+            lease = self._store.acquire(self._function, self._holder, LEASE)
+            return None if lease is None else Lead(self._fleet, lease, self._until)
+
+    def _begin(self, lead: Lead) -> Lead | T:
         try:
             outcome = self._look()  # the last leader may just have ended
         except BaseException:
