@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import re
@@ -45,9 +46,14 @@ def default_coordination() -> Coordination | None:
         )
         _sweep(directory, master.namespace)
     except (ImportError, OSError, SettingError) as error:
-        logger.warning("the workers do not meet, each is on its own: %s", error)
+        _warn(str(error))
         return None
     return store
+
+
+@functools.cache  # once, however many middlewares there are
+def _warn(why: str) -> None:
+    logger.warning("the workers do not meet, each is on its own: %s", why)
 
 
 class _Master(NamedTuple):
