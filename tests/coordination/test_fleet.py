@@ -19,13 +19,11 @@ from scalezero_wsgi.coordination.fleet import (
     BEAT,
     LEASE,
     LOOK_EVERY,
-    PAUSE,
     RETELL,
     ROW,
     Fleet,
     Lead,
     LeadLost,
-    _Look,
 )
 from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.coordination.sqlite import SQLiteCoordination
@@ -359,19 +357,15 @@ class TestAlone:
             assert bench.fly() == "led"
         assert bench.clock() <= LOOK_EVERY
 
-    def test_it_is_tried_once_a_pause_by_all_together(self, bench: Bench) -> None:
+    def test_a_lost_store_is_tried_by_the_heart_alone(self, bench: Bench) -> None:
         bench.store.error = DOWN
         bench.fly()
         bench.store.calls.clear()
-        bench.clock.advance(PAUSE * 0.9)
         for _ in range(3):
             bench.fly()
-        bench.fleet.beat()
         assert bench.store.calls == []
-        bench.clock.advance(PAUSE * 0.2)
-        for _ in range(3):
-            bench.fly()
-        assert bench.store.calls == ["known"]
+        bench.fleet.beat()
+        assert bench.store.calls == ["report"]
         assert bench.kinds() == [CoordinationLost]
 
     def test_it_joins_again_by_itself(self, bench: Bench) -> None:
@@ -380,18 +374,8 @@ class TestAlone:
         bench.store.error = None
         bench.fly()
         assert bench.kinds() == [CoordinationLost]
-        bench.clock.advance(PAUSE)
-        bench.fly()
+        bench.fleet.beat()
         assert bench.fleet.joined
-        assert bench.kinds() == [CoordinationLost, CoordinationRestored]
-
-    def test_the_heart_joins_again_without_a_flight(self, bench: Bench) -> None:
-        bench.fleet._row = Row
-        bench.store.error = DOWN
-        bench.fleet.beat()
-        bench.store.error = None
-        bench.clock.advance(PAUSE)
-        bench.fleet.beat()
         assert bench.kinds() == [CoordinationLost, CoordinationRestored]
         assert [row.worker for row in bench.memory.workers()] == [bench.fleet.worker]
 
@@ -400,8 +384,7 @@ class TestAlone:
         lead = bench.lead()
         lead.confirm()
         bench.store.error = None
-        bench.clock.advance(PAUSE)
-        bench.fly()
+        bench.fleet.beat()
         with lead, pytest.raises(LeadLost):
             lead.check()
 
@@ -412,7 +395,7 @@ class TestAlone:
             bench.clock.advance(2 * LEASE)
             lead.confirm()
             bench.store.error = None
-            bench.clock.advance(PAUSE)
+            bench.fleet.beat()
             with bench.led_by_another(), pytest.raises(LeadLost):
                 lead.confirm()
         assert bench.kinds() == [CoordinationLost, CoordinationRestored]
@@ -422,28 +405,14 @@ class TestAlone:
             bench.store.error = DOWN
             bench.fleet.beat()
             bench.store.error = None
-            bench.clock.advance(PAUSE)
             bench.fleet.beat()
             bench.store.error = DOWN
 
-        bench.fleet._row = Row
         bench.store.before["known"] = lost_and_found
         lead = bench.lead()
         assert bench.kinds() == [CoordinationLost, CoordinationRestored]
         with pytest.raises(LeadLost):
             lead.check()
-
-    def test_a_wait_in_which_nothing_came_does_not_bring_the_store_back(self, bench: Bench) -> None:
-        """Nothing comes from a server that is gone either."""
-        bench.store.error, bench.store.failing = DOWN, {"known", "report"}
-        bench.fleet._row = Row
-        bench.fleet.beat()
-        with bench.led_by_another():
-            look = _Look(bench.fleet, cast("Coordination", bench.store), HELLO, never, nothing)
-            look._use(lambda store: store.changes(HELLO), proves=False)
-            assert bench.kinds() == [CoordinationLost]
-            look._use(lambda store: store.acquire(HELLO, "a", LEASE))
-        assert bench.kinds() == [CoordinationLost, CoordinationRestored]
 
 
 class TestHeart:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from scalezero_wsgi import FunctionFailed, FunctionNotFound, ProviderError, ReplicaStatus
 from scalezero_wsgi.coordination.base import Failure, Known, Start, Trouble
-from scalezero_wsgi.coordination.fleet import LEASE, PAUSE, RETELL
+from scalezero_wsgi.coordination.fleet import BEAT, LEASE, RETELL
 from scalezero_wsgi.events import CoordinationLost, CoordinationRestored, FunctionReady, StartFailed
 from scalezero_wsgi.function_cache import FunctionMeta
 from scalezero_wsgi.model import NotAvailable, ProviderSilent
@@ -516,12 +516,12 @@ class TestAlone:
         for _ in range(2):
             wake_all(world)
             world.all_land()
-            world.pass_time(3 * PAUSE)
+            world.pass_time(3 * BEAT)
         assert all(isinstance(found, FunctionMeta) for found in outcomes(world))
         assert [type(event) for event in world.events].count(CoordinationLost) == 3
         assert all(not worker.fleet.joined for worker in world.workers)
         world.down = False
-        world.pass_time(2 * PAUSE)
+        world.pass_time(2 * BEAT)
         assert [type(event) for event in world.events].count(CoordinationRestored) == 3
         assert all(worker.fleet.joined for worker in world.workers)
         world.provider.zero()
