@@ -244,10 +244,9 @@ class Fleet:
             return self.use(self._store, call)
         return None
 
-    def use(self, store: Coordination, call: Callable[[Coordination], T], *, proves: bool = True) -> T:
+    def use(self, store: Coordination, call: Callable[[Coordination], T]) -> T:
         """Use the store, and note whether it can be used.
 
-        :param proves: ``False``: the call may succeed although the store cannot be used.
         :raises CoordinationError: it cannot.
         """
         turns = self._turns
@@ -256,7 +255,7 @@ class Fleet:
         except Exception as error:  # whatever somebody else's store may raise: no request fails of it
             self._turn(True, turns, CoordinationLost(error))
             raise CoordinationError(str(error)) from error
-        if proves and self._lost:
+        if self._lost:
             self._turn(False, turns, CoordinationRestored())
         return result
 
@@ -289,13 +288,14 @@ class Fleet:
 
     def _may_try(self) -> bool:
         """While the store is lost, one of those who ask may try it after each pause."""
-        if self._lost:
-            with self._worker.get().lock:
-                now = self.clock()
-                if self._lost and now < self._try_at:
-                    return False
+        if not self._lost:
+            return True
+        with self._worker.get().lock:
+            now = self.clock()
+            may = now >= self._try_at
+            if may:
                 self._try_at = now + PAUSE
-        return True
+            return may
 
     def _turn(self, lost: bool, turns: int, event: Event) -> None:
         with self._worker.get().lock:
@@ -332,9 +332,7 @@ class _Look(Generic[T]):
         if found is not None:
             return found
         with contextlib.ExitStack() as stack:
-            changes = self._use(
-                lambda store: stack.enter_context(store.changes(self._function)), proves=False
-            )
+            changes = self._use(lambda store: stack.enter_context(store.changes(self._function)))
             while True:
                 found = self._try()
                 if found is not None:
@@ -342,7 +340,7 @@ class _Look(Generic[T]):
                 now = self._fleet.clock()
                 if now > self._until():
                     raise NotAvailable(self._function, now - self._begun)
-                self._use(lambda _: changes.wait(LOOK_EVERY), proves=False)
+                self._use(lambda _: changes.wait(LOOK_EVERY))
 
     def _try(self) -> Lead | T | None:
         outcome = self._look()
@@ -373,5 +371,5 @@ class _Look(Generic[T]):
             return None
         return self._follow(known.after(self._fleet.clock() - asked_at), name != self._before)
 
-    def _use(self, call: Callable[[Coordination], U], *, proves: bool = True) -> U:
-        return self._fleet.use(self._store, call, proves=proves)
+    def _use(self, call: Callable[[Coordination], U]) -> U:
+        return self._fleet.use(self._store, call)

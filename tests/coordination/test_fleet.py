@@ -25,7 +25,6 @@ from scalezero_wsgi.coordination.fleet import (
     Fleet,
     Lead,
     LeadLost,
-    _Look,
 )
 from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.coordination.sqlite import SQLiteCoordination
@@ -432,18 +431,6 @@ class TestAlone:
         assert bench.kinds() == [CoordinationLost, CoordinationRestored]
         with pytest.raises(LeadLost):
             lead.check()
-
-    def test_a_wait_in_which_nothing_came_does_not_bring_the_store_back(self, bench: Bench) -> None:
-        """Nothing comes from a server that is gone either."""
-        bench.store.error, bench.store.failing = DOWN, {"known", "report"}
-        bench.fleet._row = Row
-        bench.fleet.beat()
-        with bench.led_by_another():
-            look = _Look(bench.fleet, cast("Coordination", bench.store), HELLO, never, nothing)
-            look._use(lambda store: store.changes(HELLO), proves=False)
-            assert bench.kinds() == [CoordinationLost]
-            look._use(lambda store: store.acquire(HELLO, "a", LEASE))
-        assert bench.kinds() == [CoordinationLost, CoordinationRestored]
 
 
 class TestHeart:
