@@ -135,6 +135,17 @@ class TestOneFlight:
         assert len([event for event in world.events if isinstance(event, FunctionReady)]) == 4
         assert all(worker.scaler.last_starts(HELLO) for worker in world.workers)
 
+    def test_a_follower_that_sees_the_end_alone_has_waited_for_the_start_all_the_same(self) -> None:
+        world = World(1)
+        (worker,) = world.workers
+        lease = world.store.acquire(HELLO, "leads", 60.0)
+        assert lease is not None
+        worker.wake()
+        world.pass_time(0.5)
+        world.store.publish(lease, Known(UP, start=Start("s", age=0.3, shown=True), name="end"))
+        world.all_land()
+        assert worker.scaler.last_starts(HELLO)
+
     def test_who_comes_when_it_is_up_asks_nobody(self) -> None:
         world = World(2)
         first, second = world.workers
