@@ -140,12 +140,10 @@ class _Worker:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        if self._thread is None:
-            with self.lock:
-                self._start()
-
-    def _start(self) -> None:
-        if self._thread is None:
+        """Let the heart beat, unless it does."""
+        with self.lock:
+            if self._thread is not None:
+                return
             thread = threading.Thread(target=self._beat, name="scalezero-heart", daemon=True)
             try:
                 thread.start()

@@ -135,6 +135,17 @@ class TestOneFlight:
         assert len([event for event in world.events if isinstance(event, FunctionReady)]) == 4
         assert all(worker.scaler.last_starts(HELLO) for worker in world.workers)
 
+    def test_a_follower_that_sees_the_end_alone_has_waited_for_the_start_all_the_same(self) -> None:
+        world = World(1)
+        (worker,) = world.workers
+        lease = world.store.acquire(HELLO, "leads", 60.0)
+        assert lease is not None
+        worker.wake()
+        world.pass_time(0.5)
+        world.store.publish(lease, Known(UP, start=Start("s", age=0.3, shown=True), name="end"))
+        world.all_land()
+        assert worker.scaler.last_starts(HELLO)
+
     def test_who_comes_when_it_is_up_asks_nobody(self) -> None:
         world = World(2)
         first, second = world.workers
@@ -167,6 +178,17 @@ class TestOneFlight:
         world.all_land()
         assert len(world.provider.sets) == 1
         assert SETTLE * 0.5 <= world.clock() <= SETTLE + 1.0
+
+    def test_nor_is_one_waited_for_that_others_have_seen_come_and_go(self) -> None:
+        world = World(1)
+        (worker,) = world.workers
+        world.told(Known(ZERO, start=Start("gone", age=0.1)))
+        worker.refresh()
+        world.all_land()
+        world.told(Known(ZERO, age=1.0, start=Start("gone", age=0.1, shown=True)))
+        worker.wake()
+        world.all_land(1.0)
+        assert len(world.provider.sets) == 1
 
     def test_a_leader_that_was_replaced_takes_what_the_other_tells(self) -> None:
         world = World(2)
@@ -383,6 +405,31 @@ class TestTrouble:
         world.all_land()
         assert isinstance(outcomes(world)[0], FunctionMeta)
 
+    def test_what_was_known_before_the_trouble_is_no_answer(self) -> None:
+        world = World(2)
+        world.told(Known(UP, age=10.0))
+        world.answer(ProviderError("500"))
+        wake_all(world)
+        world.all_land(PROVIDER_PATIENCE + 2.0)
+        assert outcomes(world) == [ProviderError] * 2
+
+    def test_an_entry_that_is_doubted_is_not_told(self) -> None:
+        world = World(2)
+        first, second = world.workers
+        first.wake()
+        world.all_land()
+        world.pass_time(EXPIRY * 2)
+        meta = first.scaler._cache.find(HELLO)
+        assert meta is not None
+        assert first.scaler.doubt(meta)
+        world.answer(ProviderError("500"))
+        first.wake()
+        world.until(lambda: world.known().trouble is not None)
+        second.wake()
+        world.all_land()
+        assert world.known().status is None
+        assert outcome(second.flights[0]) is ProviderError
+
     def test_a_trouble_of_long_ago_is_not_that_of_a_leader_who_says_nothing(self) -> None:
         world = World(1)
         (worker,) = world.workers
@@ -448,6 +495,18 @@ class TestRefresh:
             worker.refresh()
         world.all_land()
         assert world.provider.queries == 1
+
+    def test_a_status_is_as_old_as_the_question(self) -> None:
+        world = World(2, latency=0.2)
+        world.answer(UP)
+        first, second = world.workers
+        first.refresh()
+        world.all_land()
+        world.clock.advance(0.1)
+        assert world.known().age >= 0.3 > EXPIRY
+        second.refresh()
+        world.all_land()
+        assert world.provider.queries == 2
 
     def test_a_failed_one_is_nobodys_turn_for_a_while(self) -> None:
         world = World(4)
