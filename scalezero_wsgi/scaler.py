@@ -489,6 +489,7 @@ class _Wake:
         self._clock = scaler._clock
         self._begun = self._clock()
         self._met_unavailable = False
+        self._last_start = self._start_name()  # before the others' are learned
         flight.trouble = ProviderSilent("the provider did not answer in time")
 
     def follow(self, told: Known, news: bool) -> FunctionMeta | None:
@@ -561,8 +562,15 @@ class _Wake:
     def _arrive(self, meta: FunctionMeta) -> None:
         if self._met_unavailable:
             self._scaler._woken(meta, self._clock() - self._begun)
+        elif self._doubted and self._start_name() != self._last_start:
+            # Another worker has had it started: what was doubted is not what is there now.
+            meta.usage.woken_at = self._clock()
         elif self._doubted:
             meta.usage.vouched_at = self._clock()
+
+    def _start_name(self) -> str:
+        start = self._scaler._starts.get(self._function)
+        return "" if start is None else start.name
 
     def _check_failure(self, meta: FunctionMeta) -> None:
         if meta.status.failure is None:

@@ -40,12 +40,14 @@ class Setup:
 
     :param start: seconds that a function needs to start.
     :param log: the file descriptor of the log.
+    :param humble: whether a root worker loses the right to do what modes of files forbid.
     """
 
     directory: str
     url: str
     start: float = 1.0
     log: int = -1
+    humble: bool = False
 
 
 class Site:
@@ -216,8 +218,7 @@ def main(setup: Setup) -> None:
 
 
 def command(setup: Setup) -> list[str]:
-    # Root may do what modes forbid; this takes that right from it.
-    humbled = ["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 else []
+    humbled = ["setpriv", "--bounding-set=-dac_override"] if setup.humble and os.geteuid() == 0 else []
     return [*humbled, sys.executable, "-m", "tests.coordination.crowd", json.dumps(asdict(setup))]
 
 

@@ -10,6 +10,9 @@ from scalezero_wsgi.coordination.base import Known, Lease, Row
 from scalezero_wsgi.coordination.fleet import Fleet, Lead
 from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.events import CoordinationLost, CoordinationRestored, Event, Reporter
+from scalezero_wsgi.function_cache import FunctionCache
+from scalezero_wsgi.scaler import FunctionScaler
+from tests import fakes
 from tests.servers.harness import until
 
 HELLO = Function("hello")
@@ -75,3 +78,20 @@ def test_what_can_only_be_read_does_not_count_as_found() -> None:
     assert [type(each) for each in happened] == [CoordinationLost, CoordinationRestored]
     assert store.publish(lease, Known(ReplicaStatus(1, 1)))
     follower.join()
+
+
+def test_what_another_worker_has_started_again_has_been_woken_for_this_one_too() -> None:
+    """So that a request which met the old replica is passed down once more."""
+    store, provider, nobody = MemoryCoordination(), fakes.Fleet(time.monotonic), Reporter()
+    one, other = (
+        FunctionScaler(provider, FunctionCache(30.0), report=nobody, fleet=Fleet(store, nobody))
+        for _ in range(2)
+    )
+    metas = [each.ensure_available(HELLO, time.monotonic() + 20.0) for each in (one, other)]
+    provider.set_replicas(*HELLO, 0)
+    for scaler, meta in zip((one, other), metas, strict=True):
+        passed_at = time.monotonic()
+        assert scaler.doubt(meta)
+        renewed = scaler.ensure_available(HELLO, time.monotonic() + 20.0, since=time.monotonic())
+        assert renewed.usage.woken_at > passed_at
+    assert [replicas for _, replicas in provider.sets] == [1, 0, 1]

@@ -156,7 +156,7 @@ class Crowd:
         return next(each for each in self.members if each.pid == pid)
 
     def kill(self, member: Member) -> float:
-        """Kill it; return the time before which it was alive."""
+        """Kill it; return a time at which it was dead."""
         os.kill(member.pid, signal.SIGKILL)
         killed = time.monotonic()
         member.end()
@@ -504,7 +504,7 @@ def again_and_again(some: Crowd, lose: Callable[[], object], find: Callable[[], 
     print(sizes)
     for first, last in zip(sizes[0], sizes[-1], strict=True):
         assert last[0] <= first[0]
-        assert last[1] <= first[1] + SOAK // 2
+        assert last[1] <= first[1] + min(SOAK // 2, CONNECTIONS)
 
 
 @pytest.mark.engine
@@ -581,7 +581,7 @@ def file(directory: Path) -> Path:
 
 @pytest.fixture
 def on_file(directory: Path, file: Path) -> Setup:
-    return Setup(str(directory), f"sqlite://{file}")
+    return Setup(str(directory), f"sqlite://{file}", humble=True)
 
 
 def delete(file: Path) -> None:
@@ -598,7 +598,7 @@ def replace_beside_its_log(file: Path) -> None:
 
 def replace_without_its_log(file: Path) -> None:
     for suffix in ("-wal", "-shm"):
-        file.with_name(file.name + suffix).unlink()
+        file.with_name(file.name + suffix).unlink(missing_ok=True)
     replace_beside_its_log(file)
 
 
@@ -639,12 +639,19 @@ def test_the_file_is_made_read_only(file: Path, on_file: Setup) -> None:
     assert events(some) == [[], [], [], [LOST, RESTORED]]
 
 
+def take_away(file: Path) -> None:
+    """And let nobody make it anew, as a worker may just have done."""
+    while file.exists():
+        file.parent.chmod(0o700)
+        file.unlink()
+        file.parent.chmod(0o500)
+
+
 @pytest.mark.soak
 def test_the_directory_is_made_read_only(file: Path, on_file: Setup) -> None:
     """And the file deleted, so that nobody can make a new one."""
     with under_load(on_file) as some:
-        file.unlink()
-        file.parent.chmod(0o500)
+        take_away(file)
         all_noticed(some, LOST)
         time.sleep(2 * BEAT)
         file.parent.chmod(0o700)
@@ -654,12 +661,8 @@ def test_the_directory_is_made_read_only(file: Path, on_file: Setup) -> None:
 
 @pytest.mark.soak
 def test_the_file_is_lost_again_and_again(file: Path, on_file: Setup) -> None:
-    def lose() -> None:
-        file.unlink()
-        file.parent.chmod(0o500)
-
     with crowd(on_file, 3) as some:
-        again_and_again(some, lose, lambda: file.parent.chmod(0o700))
+        again_and_again(some, lambda: take_away(file), lambda: file.parent.chmod(0o700))
 
 
 def limit(some: Crowd, size: int) -> None:
