@@ -1,7 +1,7 @@
 """What it costs four workers of gunicorn to act as one while all is warm.
 
-The application makes a small answer in JSON, which takes a tenth of a millisecond. Machines are noisy: what is
-compared takes turns in one run.
+The application makes a small answer in JSON, which takes a tenth of a millisecond. Machines are noisy:
+what is compared takes turns in one run.
 """
 
 from __future__ import annotations
