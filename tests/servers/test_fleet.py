@@ -121,10 +121,9 @@ def test_two_workers_meet_in_a_file_of_each_middleware(options: list[str], fleet
         assert ALONE not in server.log
 
 
-@pytest.mark.parametrize("options", [[], ["--preload"]], ids=["", "preload"])
-def test_memory_turns_it_off(options: list[str], fleet: Fleet) -> None:
+def test_memory_turns_it_off(fleet: Fleet) -> None:
     env = {**fleet.env, "SCALEZERO_COORDINATION": "memory://"}
-    with gunicorn(SITE, fleet.log, "-w", "2", "--threads", "8", *options, env=env) as server:
+    with gunicorn(SITE, fleet.log, "-w", "2", "--threads", "8", env=env) as server:
         assert stores(server, 2) == [[None, None]] * 2
         wake(server, "/function/cold")
     assert not fleet.stores.exists()
