@@ -147,13 +147,17 @@ class ScaleZeroMiddleware:
             meta = self._find(function)
             if meta is not None and meta.available:
                 now = self._clock()
-                if now <= meta.last_refresh + self._expiry:
+                if now <= meta.last_refresh + self._usable:
+                    # At full load a refresh takes much of the time until the next one: its requests, too,
+                    # take the short way.
+                    if now > meta.last_refresh + self._expiry:
+                        self.scaler.refresh(function)
                     environ[WAITED] = 0.0
                     return self._pass_down(environ, start_response, meta, now, path)
         return self._admit(environ, start_response, path)
 
     def _admit(self, environ: WSGIEnvironment, start_response: StartResponse, path: str) -> Iterable[bytes]:
-        """The way of a request whose function is not known to be fresh and warm."""
+        """The way of a request whose function is not known to be warm."""
         arrived = self._clock()
         if path.startswith(self._own):
             return self._answer_ourselves(environ, path[len(self._own) :])(environ, start_response)

@@ -35,6 +35,18 @@ class Ready:
     def set_replicas(self, name: str, namespace: str, replicas: int) -> None: ...
 
 
+class OnceReady(Ready):
+    """It never answers again."""
+
+    def __init__(self) -> None:
+        self._first = threading.Lock()
+
+    def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
+        if not self._first.acquire(blocking=False):
+            threading.Event().wait()
+        return UP
+
+
 class Empty:
     """The least that a middleware can be."""
 
@@ -85,9 +97,12 @@ def environ_of(path: str) -> Environ:
 
 
 def door(
-    app: Any, kind: type[ScaleZeroMiddleware] = ScaleZeroMiddleware, **settings: Any
+    app: Any,
+    kind: type[ScaleZeroMiddleware] = ScaleZeroMiddleware,
+    provider: type[Ready] = Ready,
+    **settings: Any,
 ) -> ScaleZeroMiddleware:
-    made = kind(app, Ready(), **({"cache_expiry": "1h"} | settings))
+    made = kind(app, provider(), **({"cache_expiry": "1h"} | settings))
     for _ in range(2):
         list(made(environ_of("/function/hello/a"), start_response))
     return made
@@ -106,6 +121,11 @@ CASES: dict[str, tuple[Call, Call, float | None]] = {
     "pass-through": (call_of(door(whole), OTHER), call_of(Empty(whole), OTHER), 2.3),
     "look-up": (call_of(door(whole, LookUp), FUNCTION), call_of(Empty(whole), FUNCTION), 13),
     "warm": (call_of(door(whole), FUNCTION), call_of(Empty(whole), FUNCTION), 13),
+    "warm-refreshing": (
+        call_of(door(whole, provider=OnceReady, cache_expiry=0, stale_for="1h"), FUNCTION),
+        call_of(Empty(whole), FUNCTION),
+        16,
+    ),
     "warm-streamed": (call_of(door(streamed), FUNCTION, True), call_of(Empty(streamed), FUNCTION, True), 13),
     "cold-ready-at-once": (
         call_of(door(whole, cache_expiry=0, stale_for=0), FUNCTION),

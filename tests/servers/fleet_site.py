@@ -48,13 +48,15 @@ class Files:
 
 
 def bare() -> Any:
-    """The application alone: it says hello."""
+    """An application that does a little work: it makes an answer of 9 KiB in JSON."""
 
-    def hello(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "6")])
-        return [b"hello\n"]
+    def listing(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        rows = [{"id": number, "name": "row", "path": environ["PATH_INFO"]} for number in range(160)]
+        body = json.dumps(rows).encode()
+        start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+        return [body]
 
-    return hello
+    return listing
 
 
 def wrapped() -> Any:

@@ -1,7 +1,7 @@
 """What it costs four workers of gunicorn to act as one while all is warm.
 
-The application says hello and does no more, so that any other one has less to lose. Machines are noisy: what
-is compared takes turns in one run.
+The application makes a small answer in JSON, which takes a tenth of a millisecond. Machines are noisy:
+what is compared takes turns in one run.
 """
 
 from __future__ import annotations
@@ -140,22 +140,27 @@ class Visitors:
                 time.sleep(PAUSE / CLIENTS)
         return 1000 * sorted(taken)[len(taken) * 99 // 100]
 
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+
 
 def test_a_slow_provider_slows_no_warm_request_down(tmp_path: Path) -> None:
     """Of 2 s per call: the 99th percentile rises by less than 1 ms. The middle of several rounds."""
     rises = []
-    with site(tmp_path / "sqlite", "wrapped") as fleet:
-        visitors = Visitors(fleet.server)
-        visitors.p99(1.0)
+    with (
+        site(tmp_path / "sqlite", "wrapped") as fleet,
+        contextlib.closing(Visitors(fleet.server)) as visitors,
+    ):
         slow = fleet.fleet.files / "slow"
         for _ in range(5):
-            fast = visitors.p99(3.0)
+            visitors.p99(2.5)  # until the last slow call is over
+            fast = visitors.p99(4.0)
             slow.write_text("2")
-            rises.append((fast, visitors.p99(4.5)))
+            before = len(queries(fleet.fleet))
+            rises.append((fast, visitors.p99(4.0)))
+            assert 1 <= len(queries(fleet.fleet)) - before <= 3
             slow.unlink()
-        before = len(queries(fleet.fleet))
-        visitors.p99(1.0)
-        assert len(queries(fleet.fleet)) > before
     for fast, slowed in rises:
         print(f"p99 of warm requests: {fast:.2f} ms, with a provider of 2 s per call {slowed:.2f} ms")
     assert statistics.median(slowed - fast for fast, slowed in rises) < 1.0
