@@ -22,8 +22,9 @@ from scalezero_wsgi import (
 from scalezero_wsgi.events import Event, FunctionReady, ProviderFailed, Reporter, ScaleRequested
 from scalezero_wsgi.function_cache import FunctionMeta
 from scalezero_wsgi.providers import Provider
-from scalezero_wsgi.scaler import PROVIDER_PATIENCE, SETTLE, STABLE
 from scalezero_wsgi.single_flight import Flight
+from scalezero_wsgi.starts import SETTLE, STABLE
+from scalezero_wsgi.wake import PROVIDER_PATIENCE
 from tests.clock import Clock
 from tests.fakes import STARTING, UP, ZERO, Fleet, ScriptedProvider
 
@@ -124,7 +125,7 @@ def test_polls_grow_from_5_to_250_milliseconds() -> None:
         times.append(bench.clock())
         return STARTING
 
-    bench.scaler._provider = ScriptedProvider(poll)
+    bench.scaler._knowledge._provider = ScriptedProvider(poll)
     with pytest.raises(NotAvailable):
         bench.wake(until=10)
     gaps = [round(later - earlier, 6) for earlier, later in itertools.pairwise(times)]
@@ -249,7 +250,7 @@ class TestFailedStarts:
     def test_one_start_for_each_step_of_the_back_off_which_doubles(self) -> None:
         bench = Bench(ScriptedProvider(ZERO))
         provider = ScriptedProvider(lambda: self.CRASHED)
-        bench.scaler._provider = provider
+        bench.scaler._knowledge._provider = provider
         steps: list[float] = []
         for _ in range(9):
             with pytest.raises(FunctionFailed) as caught:

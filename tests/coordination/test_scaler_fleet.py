@@ -13,8 +13,10 @@ from scalezero_wsgi.coordination.fleet import BEAT, LEASE, RETELL
 from scalezero_wsgi.events import CoordinationLost, CoordinationRestored, FunctionReady, StartFailed
 from scalezero_wsgi.function_cache import FunctionMeta
 from scalezero_wsgi.model import NotAvailable, ProviderSilent
-from scalezero_wsgi.scaler import FOLLOW, PROVIDER_PATIENCE, REFRESH_PAUSE, SETTLE, SILENT
+from scalezero_wsgi.scaler import FOLLOW, REFRESH_PAUSE
 from scalezero_wsgi.single_flight import Flight
+from scalezero_wsgi.starts import SETTLE
+from scalezero_wsgi.wake import PROVIDER_PATIENCE, SILENT
 from tests.coordination.simulation import HELLO, Engine, Simulation
 from tests.fakes import STARTING, UP, ZERO
 
@@ -316,7 +318,7 @@ class TestFailure:
             tried += [world.clock()] * (len(world.provider.sets) - len(tried))
         gaps = [later - earlier for earlier, later in itertools.pairwise(tried)]
         assert [math.floor(gap) for gap in gaps] == [1, 2, 4]
-        counts = {worker.scaler._failures.get(HELLO).count for worker in world.workers}  # type: ignore[union-attr]
+        counts = {worker.scaler._knowledge.starts._failures.get(HELLO).count for worker in world.workers}  # type: ignore[union-attr]
         assert counts == {4}
 
     def test_who_comes_new_learns_that_the_function_rests(self) -> None:

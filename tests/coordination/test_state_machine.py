@@ -11,7 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from scalezero_wsgi import ProviderError
 from scalezero_wsgi.coordination.fleet import BEAT, LEASE
-from scalezero_wsgi.scaler import FOLLOW, PROVIDER_PATIENCE, SETTLE
+from scalezero_wsgi.scaler import FOLLOW
+from scalezero_wsgi.starts import SETTLE
+from scalezero_wsgi.wake import PROVIDER_PATIENCE
 from tests.coordination.simulation import Simulation, Task, Worker
 
 WORKERS = st.integers(0, 3)

@@ -16,7 +16,7 @@ from werkzeug.test import Client
 
 from scalezero_wsgi import ReplicaStatus, ScaleZeroMiddleware
 from scalezero_wsgi.providers import CallbackProvider
-from scalezero_wsgi.scaler import PROVIDER_PATIENCE
+from scalezero_wsgi.wake import PROVIDER_PATIENCE
 
 ANSWERS: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {
     str(status): lambda handler, status=status: handler.send_error(status)  # type: ignore[misc]

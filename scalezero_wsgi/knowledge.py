@@ -1,0 +1,136 @@
+"""What is known of functions: asked of the provider, kept in the cache, shared with the fleet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from .coordination.base import Known, Trouble
+from .coordination.fleet import Lead
+from .events import Reporter
+from .function_cache import FunctionCache, FunctionMeta
+from .model import Function, FunctionNotFound, ProviderError, ReplicaStatus
+from .providers.base import Provider, WatchingProvider
+from .starts import Starts
+
+WATCH = 5.0
+"""Seconds for which a provider is asked to watch for a change at a time."""
+
+
+class Knowledge:
+    """The way of every answer. Safe for threads.
+
+    :param provider: the one who knows replicas. Calls block within the provider's own time-outs.
+    :param cache: where every answer goes.
+    :param report: is told what happens.
+    :param clock: monotonic seconds.
+    :ivar watches: whether the provider can wait for a change by itself.
+    """
+
+    def __init__(
+        self, provider: Provider, cache: FunctionCache, report: Reporter, clock: Callable[[], float]
+    ) -> None:
+        self._provider = provider
+        self._watching = provider if isinstance(provider, WatchingProvider) else None
+        self.watches = self._watching is not None
+        self.cache = cache
+        self.report = report
+        self.clock = clock
+        self.starts = Starts(clock, report)
+
+    def query(
+        self,
+        function: Function,
+        lead: Lead,
+        seen: ReplicaStatus | None = None,
+        trouble: ProviderError | None = None,
+    ) -> FunctionMeta:
+        """Ask the provider, or let it watch for a change from ``seen``; remember the answer, and tell the
+        fleet.
+
+        :param trouble: what the leader has met otherwise and not got over.
+        :raises FunctionNotFound: the provider does not know the function.
+        :raises ProviderError: the call failed, whatever was raised.
+        """
+        asked_at = self.clock()
+        try:
+            if seen is None or self._watching is None:
+                status = self._provider.get_replicas(*function)
+            else:
+                status = self._watching.wait_for_change(*function, seen, WATCH)
+                asked_at = self.clock() if status != seen else asked_at
+        except FunctionNotFound:
+            self._tell_missing(lead, function)
+            raise
+        except ProviderError:
+            raise
+        except BaseException as error:  # a leader's thread ends with its flight: nobody else is meant
+            raise ProviderError(f"{type(error).__name__}: {error}") from error
+        if not isinstance(status, ReplicaStatus):
+            raise ProviderError(f"get_replicas returned {status!r}, not a ReplicaStatus")
+        meta = self._see(function, status, asked_at)
+        troubled = None if trouble is None or meta.available else Trouble()
+        self.tell(function, lead, meta, trouble=troubled, news=status != seen)
+        return meta
+
+    def set_replicas(self, function: Function, lead: Lead, replicas: int) -> None:
+        """Ask the provider for so many replicas.
+
+        :raises FunctionNotFound: the provider does not know the function.
+        :raises ProviderError: the call failed, whatever was raised.
+        """
+        try:
+            self._provider.set_replicas(*function, replicas)
+        except FunctionNotFound:
+            self._tell_missing(lead, function)
+            raise
+        except ProviderError:
+            raise
+        except BaseException as error:
+            raise ProviderError(f"{type(error).__name__}: {error}") from error
+
+    def tell(
+        self,
+        function: Function,
+        lead: Lead,
+        meta: FunctionMeta | None,
+        *,
+        trouble: Trouble | None = None,
+        news: bool = True,
+    ) -> None:
+        """Tell the fleet a status, and what is remembered of the function's starts."""
+        known = Known(None, trouble=trouble)
+        if meta is not None and not meta.doubted:
+            known = Known(meta.status, max(0.0, self.clock() - meta.last_refresh), trouble=trouble)
+        lead.publish(self.starts.tell(function, known), news=news)
+
+    def take(
+        self, function: Function, told: Known, news: bool, since: float = -math.inf
+    ) -> FunctionMeta | None:
+        """Learn what another worker was told.
+
+        :param news: whether it was told while one waited for it.
+        :param since: take no answer to a question asked before that moment.
+        :return: the entry made of it, if it counts as an answer: it is fresh, or news.
+        :raises FunctionNotFound: the provider does not know the function.
+        """
+        self.starts.learn(function, told)
+        asked_at = self.clock() - told.age
+        if asked_at < since:
+            return None
+        news = news and told.trouble is None  # a trouble is told along with an answer from before
+        if told.status is not None:
+            meta = self._see(function, told.status, asked_at)
+            return meta if news or told.age <= self.cache.expiry else None
+        if told.trouble is None and (news or told.age <= self.cache.missing_expiry):
+            self.cache.set_missing(function, asked_at)
+            raise FunctionNotFound(*function)
+        return None
+
+    def _see(self, function: Function, status: ReplicaStatus, asked_at: float) -> FunctionMeta:
+        self.starts.see(function, status, asked_at)
+        return self.cache.set(function.name, status, function.namespace, asked_at=asked_at)
+
+    def _tell_missing(self, lead: Lead, function: Function) -> None:
+        self.cache.set_missing(function)
+        lead.publish(Known(None))

@@ -1,0 +1,162 @@
+"""What is remembered of each function's starts: the last one, how many failed in a row, the rest after them.
+
+The workers of a fleet share it: what one of them tells the others learn. So a function in a crash loop is
+tried once in each step of its back-off, however many workers there are.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from .backoff import backoff_step
+from .bounded import Bounded
+from .coordination.base import Failure, Known, Start
+from .events import Reporter, StartFailed
+from .model import Function, FunctionFailed, ReplicaStatus
+
+SETTLE = 2.0
+"""Seconds that a provider may take to show the count that was set, before it is set again."""
+
+STABLE = 60.0
+"""Seconds after which an end of a function has nothing to do with its start any more."""
+
+MAXSIZE = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """The last time that the function was scaled up from zero, by whichever worker.
+
+    ``shown``: the provider has told since of a count above zero.
+    """
+
+    name: str
+    at: float
+    shown: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """The last failed start: how many in a row, of which start, and until when it is left alone."""
+
+    count: int
+    start: str
+    reason: str
+    retry_at: float
+
+
+class Starts:
+    """The starts of all functions. Safe for threads.
+
+    :param clock: monotonic seconds.
+    :param report: is told of failed starts.
+    """
+
+    def __init__(self, clock: Callable[[], float], report: Reporter) -> None:
+        self._clock = clock
+        self._report = report
+        self._starts: Bounded[Function, _Start] = Bounded(MAXSIZE)
+        self._failures: Bounded[Function, _Failure] = Bounded(MAXSIZE)
+
+    def begin(self, function: Function) -> float:
+        """Note that a start was asked for; when: now."""
+        start = _Start(uuid.uuid4().hex, self._clock())
+        self._starts.set(function, start)
+        return start.at
+
+    def see(self, function: Function, status: ReplicaStatus, asked_at: float) -> None:
+        """Note whether a status shows the last start."""
+        start = self._starts.get(function)
+        if start is not None and not start.shown and status.replicas > 0 and asked_at >= start.at:
+            self._starts.set(function, replace(start, shown=True))
+
+    def last(self, function: Function) -> str:
+        """The name of the last start; ``""`` if there is none."""
+        start = self._starts.get(function)
+        return "" if start is None else start.name
+
+    def pending(self, function: Function) -> float | None:
+        """When a start was asked for that may show yet, perhaps by a leader that has died since."""
+        start, failure = self._starts.get(function), self._failures.get(function)
+        if start is None or start.shown or self._clock() >= start.at + SETTLE:
+            return None
+        failed = failure is not None and failure.start == start.name
+        return None if failed else start.at
+
+    # Failed starts and the rest after them
+
+    def refuse_while_resting(self, function: Function) -> None:
+        """:raises FunctionFailed: the function is left alone after a failed start."""
+        failure = self._failures.get(function)
+        if failure is not None:
+            left = failure.retry_at - self._clock()
+            if left > 0:
+                raise FunctionFailed(function, failure.reason, left)
+
+    def fail(self, function: Function, reason: str) -> None:
+        """The last start failed.
+
+        :raises FunctionFailed: unless the rest is over already.
+        """
+        self._fail(function, reason, self.last(function) or uuid.uuid4().hex, rest_from=self._clock())
+
+    def ended(self, function: Function, reason: str) -> None:
+        """The function ended by itself. Soon after its start that counts as a failed one, once.
+
+        :raises FunctionFailed: it does, unless the rest is over already.
+        """
+        start, failure = self._starts.get(function), self._failures.get(function)
+        if start is None or self._clock() > start.at + STABLE:
+            return
+        if failure is None or failure.start != start.name:
+            self._fail(function, reason, start.name, rest_from=start.at)
+
+    def _fail(self, function: Function, reason: str, start: str, rest_from: float) -> None:
+        """Each failure in a row doubles the time to the next start."""
+        now = self._clock()
+        last = self._failures.get(function)
+        in_a_row = last is not None and now <= last.retry_at + STABLE
+        count = last.count + 1 if last is not None and in_a_row else 1
+        retry_at = rest_from + backoff_step(count)
+        self._failures.set(function, _Failure(count, start, reason, retry_at))
+        if retry_at > now:
+            self._report(StartFailed(function, reason, retry_at - now))
+        self.refuse_while_resting(function)
+
+    # What the fleet knows of them
+
+    def tell(self, function: Function, known: Known) -> Known:
+        """What is known, and with it the last start and the failures."""
+        now = self._clock()
+        failure, start = self._failures.get(function), self._starts.get(function)
+        if failure is not None and now <= failure.retry_at + STABLE:
+            told = Failure(failure.count, failure.start, failure.reason, failure.retry_at - now)
+            known = replace(known, failure=told)
+        if start is not None:
+            known = replace(known, start=Start(start.name, now - start.at, start.shown))
+        return known
+
+    def learn(self, function: Function, told: Known) -> None:
+        """Remember what another worker told."""
+        if told.start is not None:
+            self._learn_start(function, told.start)
+        if told.failure is not None:
+            self._learn_failure(function, told.failure)
+
+    def _learn_start(self, function: Function, told: Start) -> None:
+        at = self._clock() - told.age
+        mine = self._starts.get(function)
+        if mine is None or (mine.name != told.name and mine.at < at):
+            self._starts.set(function, _Start(told.name, at, told.shown))
+        elif mine.name == told.name and told.shown and not mine.shown:
+            self._starts.set(function, replace(mine, shown=True))
+
+    def _learn_failure(self, function: Function, told: Failure) -> None:
+        learned = _Failure(told.count, told.start, told.reason, self._clock() + told.left)
+        mine = self._failures.get(function)
+        if mine is None or (
+            (mine.start, mine.count) != (learned.start, learned.count) and mine.retry_at < learned.retry_at
+        ):
+            self._failures.set(function, learned)
