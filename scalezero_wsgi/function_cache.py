@@ -132,10 +132,17 @@ class FunctionCache:
         if known is not None:
             self._entries.set(function, replace(known, last_refresh=self.clock(), doubted=True))
 
-    def set_missing(self, function: Function) -> None:
-        """Remember that the provider does not know the function."""
-        self._entries.pop(function)
-        self._missing.set(function, self.clock())
+    def set_missing(self, function: Function, found_at: float | None = None) -> None:
+        """Remember that the provider does not know the function.
+
+        :param found_at: when that was found (monotonic seconds; by default now). It does not stand against
+            an answer that is newer.
+        """
+        found_at = self.clock() if found_at is None else found_at
+        known = self.find(function)
+        if known is None or known.last_refresh <= found_at:
+            self._entries.pop(function)
+            self._missing.set(function, found_at)
 
     def is_missing(self, function: Function) -> bool:
         """Whether the provider was found, a moment ago, not to know the function."""

@@ -26,17 +26,19 @@ from .bounded import Bounded
 from .coordination.base import Row
 from .coordination.default import default_coordination
 from .coordination.fleet import Fleet
-from .events import EventLog, Reporter, RequestReplayed
+from .events import EventLog, Reporter, RequestReplayed, WaitGivenUp
 from .function_cache import FunctionCache, FunctionMeta
 from .model import (
     Function,
     FunctionNotFound,
     InvalidFunctionName,
     MayNotWake,
+    NotAvailable,
     ProviderError,
     ProviderSilent,
     ScaleZeroError,
     SettingError,
+    StillStarting,
     TooManyWaiting,
 )
 from .pages import Pages, Progress
@@ -166,11 +168,11 @@ class ScaleZeroMiddleware:
         if function is None:
             return self._app(environ, start_response)
         if not self._rules.may_wake(function, environ):
-            return self._pass_down_if_warm(environ, start_response, function)
+            return self._pass_down_if_warm(environ, start_response, function, path)
         meta = self._find(function)
         if meta is None or not meta.available or meta.expired(self._usable, arrived):
             try:
-                meta = self._waiting.hold(function, environ, arrived)
+                meta = self._hold(function, environ, arrived)
             except ScaleZeroError as error:
                 return self._refuse(error, environ, start_response, function)
             return self._pass_down_late(environ, start_response, meta, arrived, path)
@@ -178,6 +180,17 @@ class ScaleZeroMiddleware:
             self.scaler.refresh(function)
         environ[WAITED] = 0.0
         return self._pass_down(environ, start_response, meta, arrived, path)
+
+    def _hold(
+        self, function: Function, environ: WSGIEnvironment, arrived: float, since: float = -math.inf
+    ) -> FunctionMeta:
+        try:
+            return self._waiting.hold(function, environ, arrived, since=since)
+        except StillStarting:
+            raise
+        except (NotAvailable, ProviderError):
+            self._report(WaitGivenUp(function, self._clock() - arrived))
+            raise
 
     def _refuse(
         self,
@@ -195,25 +208,37 @@ class ScaleZeroMiddleware:
         return Progress(elapsed, self.scaler.last_starts(function), self.scaler.time_left(function))
 
     def _pass_down_if_warm(
-        self, environ: WSGIEnvironment, start_response: StartResponse, function: Function
+        self, environ: WSGIEnvironment, start_response: StartResponse, function: Function, path: str
     ) -> Iterable[bytes]:
-        """The way of a request that wakes nothing and counts as no use."""
-        meta = self._warm(function)
-        if meta is None and not self._is_known(function):
+        """The way of a request that wakes nothing."""
+        before = self._find(function)
+        if self._warm(function) is None and not self._is_known(function):
             self.scaler.look(function, LOOK_TIMEOUT)
-            meta = self._warm(function)
+        meta = self._warm(function)
         if meta is None:
-            missing = self.cache.is_missing(function)
-            error = (
-                FunctionNotFound(*function) if missing else MayNotWake(function, self.settings.no_wake_status)
-            )
+            error = self._why_not(function, before)
             return self._refuse(error, environ, start_response, function)
-        if meta.expired(self._expiry, self._clock()):
+        now = self._clock()
+        if meta.expired(self._expiry, now):
             self.scaler.refresh(function)
+        if not self._rules.may_be_woken(function):  # its requests are a use of it all the same
+            environ[WAITED] = 0.0
+            return self._pass_down(environ, start_response, meta, now, path, last=True)
         environ[FUNCTION], environ[WAITED] = function, 0.0
         if meta.status.endpoint is not None:
             environ[ENDPOINT] = meta.status.endpoint
         return self._app(environ, start_response)
+
+    def _why_not(self, function: Function, before: FunctionMeta | None) -> ScaleZeroError:
+        """Why a request that wakes nothing is not served.
+
+        :param before: what was known before the provider was asked.
+        """
+        if self.cache.is_missing(function):
+            return FunctionNotFound(*function)
+        if self._find(function) is before and not self._is_known(function):
+            return ProviderSilent("the provider has not told whether the function is at zero")
+        return MayNotWake(function, self.settings.no_wake_status)
 
     def _row(self, worker: str) -> Row:
         """What this worker does, for the others to see."""
@@ -365,7 +390,7 @@ class ScaleZeroMiddleware:
         arrived = call.passed_at - environ[WAITED]
         since = call.passed_at if woken_since else self._clock()
         try:
-            renewed = self._waiting.hold(meta.function, environ, arrived, since=since)
+            renewed = self._hold(meta.function, environ, arrived, since)
         except (ProviderError, TooManyWaiting):
             return None
         except ScaleZeroError as error:

@@ -63,7 +63,7 @@ class Rules:
         return self._allowed(function) and not self._denied(function)
 
     def may_wake(self, function: Function, environ: WSGIEnvironment) -> bool:
-        """Whether this request may wake the function, and counts as its use."""
+        """Whether this request may wake the function."""
         return self.may_be_woken(function) and not any(rule(environ) for rule in self._no_wake)
 
 

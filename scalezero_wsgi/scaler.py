@@ -19,7 +19,7 @@ from .backoff import backoff_step, growing
 from .bounded import Bounded
 from .coordination.base import Failure, Known, Start, Trouble
 from .coordination.fleet import Fleet, Lead
-from .events import FunctionReady, ProviderFailed, Reporter, ScaleRequested, StartFailed, WaitGivenUp
+from .events import FunctionReady, ProviderFailed, Reporter, ScaleRequested, StartFailed
 from .function_cache import FunctionCache, FunctionMeta
 from .model import (
     Function,
@@ -191,10 +191,14 @@ class FunctionScaler:
         return self._wakes.join(function, partial(self._wake, function, since), until + LINGER)
 
     def look(self, function: Function, timeout: float) -> None:
-        """Have the function's status asked for, without waking it, and wait for that ``timeout`` seconds."""
+        """Have the function's status asked for, without waking it, and wait for that.
+
+        :param timeout: seconds that all who look may wait in all: with a provider that hangs, those who come
+            later do not wait.
+        """
         flight = self._look(function)
         if flight is not None:
-            flight.wait(timeout)
+            flight.wait(flight.begun + timeout - self._clock())
 
     def refresh(self, function: Function) -> None:
         """Ask for the function's status in the background, unless that is being done. Never blocks."""
@@ -263,10 +267,12 @@ class FunctionScaler:
     def _refresh(self, function: Function, flight: Flight[None]) -> None:
         def follow(told: Known, news: bool) -> bool | None:
             self._learn(function, told)
+            if self._take(function, told, news) is not None:
+                return True
             if told.trouble is not None and told.trouble.age <= REFRESH_PAUSE:
                 self._refresh_after.set(function, self._clock() - told.trouble.age + REFRESH_PAUSE)
                 return True
-            return None if self._take(function, told, news) is None else True
+            return None
 
         def lead(lead: Lead) -> bool:
             try:
@@ -321,7 +327,7 @@ class FunctionScaler:
             meta = self._see(function, told.status, asked_at)
             return meta if news or told.age <= self._cache.expiry else None
         if told.trouble is None and (news or told.age <= self._cache.missing_expiry):
-            self._cache.set_missing(function)
+            self._cache.set_missing(function, asked_at)
             raise FunctionNotFound(*function)
         return None
 
@@ -447,7 +453,6 @@ class FunctionScaler:
 
     def _give_up(self, function: Function, flight: Flight[FunctionMeta], begun: float) -> Exception:
         waited = self._clock() - begun
-        self._report(WaitGivenUp(function, waited))
         trouble = flight.trouble  # read once: the leader changes it
         if isinstance(trouble, ProviderSilent):
             return ProviderSilent(str(trouble))
@@ -484,11 +489,7 @@ class _Wake:
         self._clock = scaler._clock
         self._begun = self._clock()
         self._met_unavailable = False
-        self._querying = _Patience(self._clock)
-        self._scaling = _Patience(self._clock)
-        self._polls = growing(0.005, 0.25, factor=1.2)
-        self._requested_at: float | None = None
-        self._request_seen = False
+        self._last_start = self._start_name()  # before the others' are learned
         flight.trouble = ProviderSilent("the provider did not answer in time")
 
     def follow(self, told: Known, news: bool) -> FunctionMeta | None:
@@ -515,7 +516,7 @@ class _Wake:
 
     @staticmethod
     def _trouble_of(told: Known) -> ProviderError | None:
-        if told.trouble is not None:
+        if told.trouble is not None and told.trouble.age <= SILENT:
             return ProviderError("the provider fails another worker: see its log")
         return ProviderSilent("no worker has had an answer of the provider") if told.age > SILENT else None
 
@@ -527,6 +528,9 @@ class _Wake:
         """
         self._lead = lead
         self._flight.trouble = ProviderSilent("the provider did not answer in time")
+        self._querying = _Patience(self._clock)
+        self._scaling = _Patience(self._clock)
+        self._polls = growing(0.005, 0.25, factor=1.2)
         self._requested_at = self._scaler._pending_start(self._function)
         self._request_seen = False
         seen: ReplicaStatus | None = None
@@ -543,8 +547,8 @@ class _Wake:
                 self._arrive(meta)
                 return meta
             self._met_unavailable = True
+            lead.check()  # first: what a replaced leader sees late may be of a start that others got over
             self._check_failure(meta)
-            lead.check()
             if self._must_request(meta.status):
                 # What was seen before is no measure any more: a start may fail within a moment, and then
                 # look as if nothing had changed.
@@ -558,8 +562,15 @@ class _Wake:
     def _arrive(self, meta: FunctionMeta) -> None:
         if self._met_unavailable:
             self._scaler._woken(meta, self._clock() - self._begun)
+        elif self._doubted and self._start_name() != self._last_start:
+            # Another worker has had it started: what was doubted is not what is there now.
+            meta.usage.woken_at = self._clock()
         elif self._doubted:
             meta.usage.vouched_at = self._clock()
+
+    def _start_name(self) -> str:
+        start = self._scaler._starts.get(self._function)
+        return "" if start is None else start.name
 
     def _check_failure(self, meta: FunctionMeta) -> None:
         if meta.status.failure is None:

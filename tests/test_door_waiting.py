@@ -20,7 +20,7 @@ from scalezero_wsgi import (
     ScaleZeroMiddleware,
     by_host,
 )
-from scalezero_wsgi.events import Event
+from scalezero_wsgi.events import Event, WaitGivenUp
 from scalezero_wsgi.function_cache import Usage
 from scalezero_wsgi.server import Server
 from tests.clock import MovingClock
@@ -368,9 +368,19 @@ class TestTheFixedAnswer:
             App(), ScriptedProvider(lambda: UP if gate.wait(PATIENCE) else ZERO), no_wake=["path=*"]
         )
         begun = time.monotonic()
-        assert ask(door)[0] == "503 SERVICE UNAVAILABLE"
+        assert ask(door)[0] == "502 BAD GATEWAY"
         assert 0.2 <= time.monotonic() - begun < SOON
+        # One moment for all of them: a row of health checks must not take one thread after another.
+        begun = time.monotonic()
+        assert [ask(door)[0] for _ in range(10)] == ["502 BAD GATEWAY"] * 10
+        assert time.monotonic() - begun < 10 * 0.2
         gate.set()
+
+    def test_an_outage_of_the_provider_is_not_taken_for_a_function_at_zero(self) -> None:
+        provider = ScriptedProvider(ProviderError("down"), ProviderError("down"), ZERO)
+        door = ScaleZeroMiddleware(App(), provider, no_wake=["path=*"], no_wake_status=200)
+        assert [ask(door)[0] for _ in range(3)] == ["502 BAD GATEWAY"] * 3
+        eventually(lambda: ask(door)[0] == "200 OK")
 
 
 class TestAllowAndDeny:
@@ -405,6 +415,7 @@ class TestAllowAndDeny:
         app = App("200 OK", "200 OK", "200 OK", "502 Bad Gateway")
         door = ScaleZeroMiddleware(app, fleet, cache_expiry=60, **settings)
         assert [ask(door)[0] for _ in range(3)] == ["200 OK"] * 3
+        assert usage(door).last_used > 0  # or it would be taken for idle
         fleet._ready_at.clear()
         assert ask(door)[0] == "502 Bad Gateway"
         assert (len(app.calls), fleet.sets) == (4, [])
@@ -611,6 +622,35 @@ class TestReplay:
         begun = time.monotonic()
         assert ask(door)[0] == "504 GATEWAY TIMEOUT"
         assert time.monotonic() - begun < SOON
+
+
+class TestGivingUp:
+    @pytest.mark.parametrize(
+        ("headers", "max_wait", "status", "events"),
+        [
+            ({}, 0.2, "504 GATEWAY TIMEOUT", [WaitGivenUp]),
+            ({"Prefer": "wait=0"}, 60, "504 GATEWAY TIMEOUT", [WaitGivenUp]),
+            ({"Prefer": "respond-async"}, 60, "202 ACCEPTED", []),
+            (BROWSER, 60, "503 SERVICE UNAVAILABLE", []),
+        ],
+    )
+    def test_a_client_that_would_rather_not_wait_is_not_told_as_one_that_waited_in_vain(
+        self, headers: dict[str, str], max_wait: float, status: str, events: list[type[Event]]
+    ) -> None:
+        told: list[Event] = []
+        door = ScaleZeroMiddleware(
+            App(), ScriptedProvider(STARTING), max_wait=max_wait, page_after=0.2, hooks=(told.append,)
+        )
+        assert ask(door, headers=headers)[0] == status
+        assert [type(event) for event in told] == events
+
+    def test_a_provider_that_fails_for_too_long_is(self) -> None:
+        told: list[Event] = []
+        provider = ScriptedProvider(ProviderError("down"))
+        door = ScaleZeroMiddleware(App(), provider, max_wait=0.3, hooks=(told.append,))
+        assert ask(door)[0] == "502 BAD GATEWAY"
+        (given_up,) = [event for event in told if isinstance(event, WaitGivenUp)]
+        assert given_up.after >= 0.3
 
 
 class TestNothingLeaks:

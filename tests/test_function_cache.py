@@ -310,3 +310,13 @@ def test_readers_see_whole_entries_while_writers_replace_them(cache: FunctionCac
     for reader in readers:
         reader.join()
     assert not torn
+
+
+def test_what_was_found_missing_does_not_stand_against_a_newer_answer() -> None:
+    clock = Clock()
+    cache = FunctionCache(0.25, clock=clock)
+    clock.advance(1.0)
+    cache.set("hello", ReplicaStatus(1, 1))
+    cache.set_missing(Function("hello"), 0.5)
+    assert not cache.is_missing(Function("hello"))
+    assert cache.get("hello") == (ReplicaStatus(1, 1), True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import itertools
 import logging
 import os
 import socket
@@ -24,6 +23,7 @@ from ..per_process import PerProcess
 from .base import Coordination, CoordinationError, Known, Lease, Row
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 logger = logging.getLogger("scalezero_wsgi")
 
@@ -34,16 +34,14 @@ LOOK_EVERY = 0.05
 """Seconds between two looks of a follower: a lease that lapses makes no change."""
 
 BEAT = LEASE / 3
-"""Seconds between two beats, each of which keeps this worker's leases and reports what it does."""
+"""Seconds between two beats, each of which keeps this worker's leases and reports what it does; and between
+two tries of a store that is lost."""
 
 ROW = 3.5
 """Seconds after its last report from which on a worker counts as gone."""
 
 RETELL = 1.0
 """Seconds after which a leader tells again what has not changed."""
-
-PAUSE = 1.0
-"""Seconds between two tries of a store that could not be used."""
 
 
 class LeadLost(Exception):
@@ -83,7 +81,7 @@ class Lead:
             return
         self._told += 1
         self._told_at = now
-        named = replace(known, name=f"{lease.worker}.{self._told}")
+        named = replace(known, name=f"{lease.token}.{self._told}")
         self._note(self._fleet.attempt(lambda store: store.publish(lease, named)))
 
     def check(self) -> None:
@@ -135,7 +133,6 @@ class _Worker:
         self._fleet = fleet
         self._pid = os.getpid()
         self.name = f"{socket.gethostname()}:{self._pid}:{uuid.uuid4().hex[:8]}"
-        self.holders = itertools.count(1)
         self.leads: set[Lead] = set()
         self._asking: set[object] = set()
         self.lock = threading.Lock()
@@ -143,12 +140,10 @@ class _Worker:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        if self._thread is None:
-            with self.lock:
-                self._start()
-
-    def _start(self) -> None:
-        if self._thread is None:
+        """Let the heart beat, unless it does."""
+        with self.lock:
+            if self._thread is not None:
+                return
             thread = threading.Thread(target=self._beat, name="scalezero-heart", daemon=True)
             try:
                 thread.start()
@@ -204,7 +199,7 @@ class Fleet:
         store: Coordination | None,
         report: Reporter,
         clock: Callable[[], float] = time.monotonic,
-        row: Callable[[str], Row] | None = None,
+        row: Callable[[str], Row] = Row,
     ) -> None:
         self.clock = clock
         self._store = store
@@ -213,7 +208,6 @@ class Fleet:
         self._worker = PerProcess(lambda: _Worker(self))
         self._lost = False
         self._turns = 0
-        self._try_at = 0.0
 
     def fly(
         self,
@@ -243,14 +237,9 @@ class Fleet:
         return self._store is not None and not self._lost
 
     @property
-    def turns(self) -> int:
-        """How often the store was lost or found."""
-        return self._turns
-
-    def holder(self) -> str:
-        """A name for a flight: two of one process must not take the lease from each other."""
-        worker = self._worker.get()
-        return f"{worker.name}/{next(worker.holders)}"
+    def worker(self) -> str:
+        """This process's name among the others."""
+        return self._worker.get().name
 
     def asking(self) -> contextlib.AbstractContextManager[bool]:
         """To be held while a lease is asked for, until it is a lead; whether it may be."""
@@ -261,27 +250,40 @@ class Fleet:
         """The leads that this process holds."""
         return self._worker.get().leads
 
-    def attempt(self, use: Callable[[Coordination], T]) -> T | None:
+    def attempt(self, call: Callable[[Coordination], T]) -> T | None:
         """Use the store if it can be used; ``None`` if not."""
-        if self._store is None or not self._may_try():
+        if self._store is None or self._lost:
             return None
+        with contextlib.suppress(CoordinationError):
+            return self.use(self._store, call)
+        return None
+
+    def use(self, store: Coordination, call: Callable[[Coordination], T]) -> T:
+        """Use the store, and note it if that cannot be done.
+
+        :raises CoordinationError: it cannot.
+        """
         turns = self._turns
         try:
-            result = use(self._store)
-        except CoordinationError as error:
-            self._lose(error, turns)
-            return None
-        self.found(turns)
-        return result
+            return call(store)
+        except Exception as error:  # whatever somebody else's store may raise: no request fails of it
+            self._turn(True, turns, CoordinationLost(error))
+            raise CoordinationError(str(error)) from error
 
     def beat(self) -> None:
-        """Keep the leases, and report what this worker does."""
+        """Keep the leases, and report what this worker does.
+
+        The report tries a store that is lost. It is a write: one that is full, or read-only, can be read
+        all the time, and would seem to come and go.
+        """
         worker = self._worker.get()
         for lead in list(worker.leads):
             lead.keep()
-        if self._row is not None:
-            row = self._row(worker.name)
-            self.attempt(lambda store: store.report(row, ROW))
+        if self._store is not None:
+            turns, row = self._turns, self._row(worker.name)
+            with contextlib.suppress(CoordinationError):
+                self.use(self._store, lambda store: store.report(row, ROW))
+                self._turn(False, turns, CoordinationRestored())
 
     def _join(
         self, function: Function, until: Callable[[], float], follow: Callable[[Known, bool], T | None]
@@ -289,55 +291,28 @@ class Fleet:
         if self._store is None:
             return Lead(self, None, until)
         self._start_heart()
-        if not self._may_try():
+        if self._lost:
             return Lead(self, None, until)
-        look = _Look(self, self._store, function, until, follow)
         try:
-            return look.search()
-        except CoordinationError as error:
-            self._lose(error, look.turns)
+            return _Look(self, self._store, function, until, follow).search()
+        except CoordinationError:
             return Lead(self, None, until)
 
     def _start_heart(self) -> None:
         self._worker.get().start()
 
-    # A store that cannot be used. What began before it was lost or found says nothing about it after that.
-
-    def _may_try(self) -> bool:
-        return not self._lost or self._may_try_again()
-
-    def _may_try_again(self) -> bool:
-        """While the store is lost, one of those who ask may try it after each pause."""
-        with self._worker.get().lock:
-            now = self.clock()
-            if self._lost and now < self._try_at:
-                return False
-            self._try_at = now + PAUSE
-            return True
-
-    def _lose(self, error: CoordinationError, turns: int) -> None:
-        self._turn(True, turns, CoordinationLost(error))
-
-    def found(self, turns: int) -> None:
-        """Note that the store could be used, by a call that began after so many turns."""
-        if self._lost:
-            self._turn(False, turns, CoordinationRestored())
-
     def _turn(self, lost: bool, turns: int, event: Event) -> None:
+        """Note that the store is lost, or found; but what began before the last turn says nothing of now."""
         with self._worker.get().lock:
             if self._lost == lost or self._turns != turns:
                 return
             self._lost = lost
             self._turns += 1
-            self._try_at = self.clock() + PAUSE
         self._report(event)
 
 
 class _Look(Generic[T]):
-    """One flight's search for its outcome, or for the lead.
-
-    :ivar turns: how often the store had been lost or found when it was last asked.
-    """
+    """One flight's search for its outcome, or for the lead."""
 
     def __init__(
         self,
@@ -352,17 +327,16 @@ class _Look(Generic[T]):
         self._function = function
         self._until = until
         self._follow = follow
-        self._holder = fleet.holder()
         self._begun = fleet.clock()
         self._looked = False
         self._before: str | None = None  # what was published last before the first look
-        self.turns = fleet.turns
 
     def search(self) -> Lead | T:
         found = self._try()
         if found is not None:
             return found
-        with self._store.changes(self._function) as changes:
+        with contextlib.ExitStack() as stack:
+            changes = self._use(lambda store: stack.enter_context(store.changes(self._function)))
             while True:
                 found = self._try()
                 if found is not None:
@@ -370,23 +344,20 @@ class _Look(Generic[T]):
                 now = self._fleet.clock()
                 if now > self._until():
                     raise NotAvailable(self._function, now - self._begun)
-                changes.wait(LOOK_EVERY)
+                self._use(lambda _: changes.wait(LOOK_EVERY))
 
     def _try(self) -> Lead | T | None:
-        self.turns = self._fleet.turns
         outcome = self._look()
-        if outcome is None:
-            lead = self._ask()
-            if lead is not None:
-                return self._begin(lead)
-        self._fleet.found(self.turns)
-        return outcome
+        if outcome is not None:
+            return outcome
+        lead = self._ask()
+        return None if lead is None else self._begin(lead)
 
     def _ask(self) -> Lead | None:
-        with self._fleet.asking() as allowed:
-            if not allowed:
+        with self._fleet.asking() as may_ask:
+            if not may_ask:
                 return None
-            lease = self._store.acquire(self._function, self._holder, LEASE)
+            lease = self._use(lambda store: store.acquire(self._function, self._fleet.worker, LEASE))
             return None if lease is None else Lead(self._fleet, lease, self._until)
 
     def _begin(self, lead: Lead) -> Lead | T:
@@ -395,7 +366,6 @@ class _Look(Generic[T]):
         except BaseException:
             lead.end()
             raise
-        self._fleet.found(self.turns)
         if outcome is None:
             return lead
         lead.end()
@@ -403,10 +373,13 @@ class _Look(Generic[T]):
 
     def _look(self) -> T | None:
         asked_at = self._fleet.clock()
-        known = self._store.known(self._function)
+        known = self._use(lambda store: store.known(self._function))
         name = None if known is None else known.name
         if not self._looked:
             self._looked, self._before = True, name
         if known is None:
             return None
         return self._follow(known.after(self._fleet.clock() - asked_at), name != self._before)
+
+    def _use(self, call: Callable[[Coordination], U]) -> U:
+        return self._fleet.use(self._store, call)

@@ -18,7 +18,7 @@ _PARTS = {"status": ReplicaStatus, "failure": Failure, "start": Start, "trouble"
 
 def pack(known: Known) -> str:
     """As text."""
-    return json.dumps(_named(known), default=_plain)
+    return json.dumps(_named(known), default=_plain, skipkeys=True)
 
 
 def unpack(text: str, passed: float) -> Known | None:

@@ -38,6 +38,9 @@ VERSION = 1
 BUSY = 1.0
 """Seconds for which other processes may keep the file to themselves before it counts as out of order."""
 
+ROOM_TRIES = 10
+"""Tries to write into the room that the log has, when there is no more: readers may be in the way."""
+
 LOOK_EVERY = 0.004
 """Seconds between two looks for a change."""
 
@@ -268,6 +271,7 @@ class SQLiteCoordination:
         process = self._process.get()
         deadline = time.monotonic() + BUSY
         renewed = False
+        room_tries = 0
         with _errors():
             while True:
                 try:
@@ -276,6 +280,8 @@ class SQLiteCoordination:
                 except (sqlite3.DatabaseError, BlockingIOError) as error:
                     if _is_useless(error) and not renewed:
                         renewed = True
+                    elif _is_full(error) and room_tries < ROOM_TRIES:
+                        room_tries += 1
                     elif not _is_busy(error) or time.monotonic() > deadline:
                         raise
                 # SQLite's own wait would hold up all greenlets of a gevent worker.
@@ -285,8 +291,10 @@ class SQLiteCoordination:
         try:
             return work(self._connection(process))
         except BaseException as error:
-            if process.connection is not None and _is_busy(error):
+            if process.connection is not None and (_is_busy(error) or _is_full(error)):
                 process.connection.rollback()
+                if _is_full(error):
+                    _reuse_log(process.connection)
             else:
                 process.close()
             if _is_useless(error):
@@ -371,6 +379,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
     if tables and version != VERSION:
         raise _OldFile(f"it has version {version}, not {VERSION}")
     connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA wal_autocheckpoint = 100")  # pages: the log stays small
     connection.execute("PRAGMA synchronous = OFF")  # nothing here is worth a disk's time
     if not tables:
         _lay_out(connection)
@@ -400,6 +409,21 @@ def _empty(connection: sqlite3.Connection) -> None:
 def _rows(connection: sqlite3.Connection, statement: str, *values: object) -> list[Any]:
     # All rows, always: a statement that has not come to its end keeps its transaction open.
     return connection.execute(statement, values).fetchall()
+
+
+def _reuse_log(connection: sqlite3.Connection) -> None:
+    """Have the log begin anew in the room it has.
+
+    To close the connection would free that room, and the store would come and go while the disk is full.
+    """
+    with contextlib.suppress(sqlite3.Error):  # the file itself may have to grow
+        _rows(connection, "PRAGMA wal_checkpoint")
+
+
+def _is_full(error: BaseException) -> bool:
+    # The latter is what SQLite makes of a quota and of a limit to the size of files.
+    extended = getattr(error, "sqlite_errorcode", None)
+    return extended in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
 
 
 def _is_busy(error: BaseException) -> bool:

@@ -48,10 +48,14 @@ def always() -> bool:
 
 @dataclass(eq=False)
 class Task:
-    """A thread of a worker."""
+    """A thread of a worker.
+
+    :ivar call: of the store, before or after which it has stopped.
+    """
 
     worker: Worker
     name: str
+    call: str = ""
     ready: Callable[[], bool] = always
     changes: SimulatedChanges | None = None
     confirmed: Lease | None = None
@@ -274,12 +278,14 @@ class Wire:
 
     def _call(self, method: str, *arguments: Any) -> Any:
         simulation = self._simulation
-        simulation.task().confirmed = None
+        task = simulation.task()
+        task.confirmed, task.call = None, method
         simulation.stop()
         self._check()
         result = getattr(simulation.store, method)(*arguments)
         simulation.ledger.note(method, arguments, result)
         simulation.stop()
+        task.call = ""
         return result
 
     def _check(self) -> None:

@@ -73,6 +73,13 @@ def test_labels_that_are_no_text_become_text() -> None:
     assert known.status.labels == {"a": "b'x'"}
 
 
+def test_a_label_whose_name_is_no_text_is_left_out() -> None:
+    known = unpack(pack(Known(ReplicaStatus(1, 1, labels={b"a": "x", "b": "y"}))), 0.0)  # type: ignore[dict-item]
+    assert known is not None
+    assert known.status is not None
+    assert known.status.labels == {"b": "y"}
+
+
 def changed(**changes: Any) -> str:
     return json.dumps({**json.loads(pack(Known(ReplicaStatus(1, 1)))), **changes})
 

@@ -340,6 +340,22 @@ class TestFaults:
 
         assert exit_code(forked(work)) == 0
 
+    def test_a_disk_without_more_room(self, path: Path) -> None:
+        """What is there already is room enough for news of what is known."""
+
+        def work() -> None:
+            store = SQLiteCoordination(path)
+            lease = held(store)
+            for _ in range(20):
+                assert store.publish(lease, UP)
+            size = path.with_name(path.name + "-wal").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+            for _ in range(200):
+                assert store.publish(lease, UP)
+                assert store.renew(lease, 30.0)
+
+        assert exit_code(forked(work)) == 0
+
     def test_a_writer_killed_within_a_transaction_blocks_nobody(self, path: Path) -> None:
         store = SQLiteCoordination(path)
         tell(store)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from scalezero_wsgi import ProviderError
-from scalezero_wsgi.coordination.fleet import LEASE, PAUSE
+from scalezero_wsgi.coordination.fleet import BEAT, LEASE
 from scalezero_wsgi.scaler import FOLLOW, PROVIDER_PATIENCE, SETTLE
 from tests.coordination.simulation import Simulation, Task, Worker
 
@@ -151,6 +151,19 @@ class Stormy(Calm):
         worker = self.alive(index)
         worker.stopped = not worker.stopped
 
+    @rule(index=WORKERS, call=st.sampled_from(["", "renew", "publish"]), seconds=st.sampled_from([0.01, 0.5]))
+    def the_leader_hangs_for_longer_than_its_lease(self, index: int, call: str, seconds: float) -> None:
+        leads = [task for task in self.world.runnable() if task.worker.fleet.leads and task.name == "wake"]
+        if leads:
+            task = leads[index % len(leads)]
+            for _ in range(20):
+                if task.call != call and task in self.world.runnable():
+                    self.world.step(task)
+            task.worker.stopped = True
+            self.world.clock.advance(LEASE + 0.1)
+            self.all_go_on(seconds)
+            task.worker.stopped = False
+
     @rule(seconds=st.sampled_from([0.5, 1.0, LEASE, LEASE + 0.1]))
     def time_jumps(self, seconds: float) -> None:
         self.world.clock.advance(seconds)
@@ -174,8 +187,10 @@ class Stormy(Calm):
         self.world.engine.failing = 0
         for worker in self.world.workers:
             worker.stopped = False
-        self.bound += LEASE + SETTLE + PAUSE + max(FOLLOW, PROVIDER_PATIENCE)
+        self.bound += LEASE + SETTLE + BEAT + max(FOLLOW, PROVIDER_PATIENCE)
         super().no_waiter_is_left_behind()
+        joined = self.world.run(lambda: all(worker.fleet.joined for worker in self.world.workers), 2 * BEAT)
+        assert joined, "somebody stays alone although the store is back"
 
 
 def _settings(examples: int) -> settings:
