@@ -101,9 +101,11 @@ def test_throughput(tmp_path: Path) -> None:
         site(tmp_path / "alone", "wrapped", SCALEZERO_COORDINATION="memory://") as alone,
         site(tmp_path / "sqlite", "wrapped") as fleet,
     ):
+        turn = [bare, alone, fleet]
         for _ in range(ROUNDS):
-            for each in (bare, alone, fleet):
+            for each in turn:
                 each.measure(wrk)
+            turn = turn[1:] + turn[:1]
     for name, each in (("bare", bare), ("alone", alone), ("fleet", fleet)):
         rate, cost = statistics.median(each.rates), statistics.median(each.costs)
         print(f"{name}: {rate:.0f} requests/s, {1e6 * cost:.1f} us of processor time each")
