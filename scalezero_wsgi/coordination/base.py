@@ -23,7 +23,7 @@ KEEP = 3600.0
 """Seconds for which a store keeps what is known of a function."""
 
 KEEP_MISSING = 10.0
-"""The same where there is no status: the names that clients invent must not fill the store."""
+"""The same where it is not known to the provider: the names that clients invent must not fill the store."""
 
 
 class CoordinationError(ScaleZeroError):
@@ -101,6 +101,11 @@ class Known:
     start: Start | None = None
     trouble: Trouble | None = None
     name: str = ""
+
+    @property
+    def keep(self) -> float:
+        """Seconds for which a store keeps it."""
+        return KEEP_MISSING if self.status is None and self.failure is None else KEEP
 
     def after(self, passed: float) -> Known:
         """The same, ``passed`` seconds later."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..model import Function
 from ..per_process import PerProcess
-from .base import KEEP, KEEP_MISSING, Changes, Known, Lease, Row
+from .base import Changes, Known, Lease, Row
 
 SWEEP_EVERY = 1.0
 """Seconds between two looks for what has expired."""
@@ -80,8 +80,7 @@ class MemoryCoordination:
         with self._locked() as (memory, now):
             if _alive(memory.leases.get(lease.function), now) != lease:
                 return False
-            keep = KEEP_MISSING if known.status is None else KEEP
-            memory.known[lease.function] = (known, now), now + keep
+            memory.known[lease.function] = (known, now), now + known.keep
             _wake(memory, lease.function)
             return True
 

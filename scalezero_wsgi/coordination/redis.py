@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from ..model import Function, MissingExtra, SettingError
 from ..per_process import PerProcess
-from .base import KEEP, KEEP_MISSING, Changes, CoordinationError, Known, Lease, Row
+from .base import Changes, CoordinationError, Known, Lease, Row
 from .record import pack, pack_row, unpack, unpack_row
 
 try:
@@ -154,7 +154,7 @@ class RedisCoordination:
     def publish(self, lease: Lease, known: Known) -> bool:
         """Replace what is known."""
         keys = [self._key(lease.function, "lease"), self._key(lease.function, "known")]
-        keep = _milliseconds(KEEP_MISSING if known.status is None else KEEP)
+        keep = _milliseconds(known.keep)
         channel = self._key(lease.function, "changes")
         return bool(self._run(_PUBLISH, keys, lease.token, channel, keep, pack(known)))
 

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from ..model import Function, SettingError
 from ..per_process import PerProcess
-from .base import KEEP, KEEP_MISSING, Changes, CoordinationError, Known, Lease, Row
+from .base import Changes, CoordinationError, Known, Lease, Row
 from .record import pack, pack_row, unpack, unpack_row
 
 T = TypeVar("T")
@@ -191,14 +191,14 @@ class SQLiteCoordination:
     def publish(self, lease: Lease, known: Known) -> bool:
         """Replace what is known."""
         record = pack(known)
-        keep = KEEP_MISSING if known.status is None else KEEP
+        told = self._clock()  # an age is of this moment, however long the file is busy
 
         def tell(connection: sqlite3.Connection) -> bool:
             now = self._clock()
             connection.execute("DELETE FROM leases WHERE expires <= ?", (now,))
             connection.execute("DELETE FROM known WHERE expires <= ?", (now,))
             insert = f"INSERT OR REPLACE INTO known SELECT name, namespace, ?, ?, ? {_HELD}"
-            values = (now, now + keep, record, *lease.function, lease.token, now)
+            values = (told, told + known.keep, record, *lease.function, lease.token, now)
             return connection.execute(insert, values).rowcount > 0
 
         return self._write(tell)

@@ -532,10 +532,13 @@ class CoordinationContract:
             store.publish(lease, Known(None))
             store.release(lease)
         assert bench.size() <= 300
+        failed = Function("failed")  # that is no invented one
+        _tell(store, Known(None, failure=Failure(6, "a", "exited", 60.0)), failed)
         bench.pass_time(12.0)
         _tell(store, UP)
-        assert bench.size() <= 2
+        assert bench.size() <= 3
         assert store.known(Function("invented-0")) is None
+        assert _told(store, failed).failure is not None
 
     def test_a_store_that_cannot_be_used_says_so(self, bench: CoordinationBench) -> None:
         """At every call, in time, and in one way."""
