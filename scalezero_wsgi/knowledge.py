@@ -10,7 +10,7 @@ from .coordination.fleet import Lead
 from .events import Reporter
 from .function_cache import FunctionCache, FunctionMeta
 from .model import Function, FunctionNotFound, ProviderError, ReplicaStatus
-from .providers.base import Provider, WatchingProvider
+from .providers.base import LearningProvider, Provider, WatchingProvider
 from .starts import Starts
 
 WATCH = 5.0
@@ -33,6 +33,7 @@ class Knowledge:
         self._provider = provider
         self._watching = provider if isinstance(provider, WatchingProvider) else None
         self.watches = self._watching is not None
+        self._learning = provider if isinstance(provider, LearningProvider) else None
         self.cache = cache
         self.report = report
         self.clock = clock
@@ -120,6 +121,8 @@ class Knowledge:
             return None
         news = news and told.trouble is None  # a trouble is told along with an answer from before
         if told.status is not None:
+            if self._learning is not None:
+                self._learning.learn(*function, told.status, told.age)
             meta = self._see(function, told.status, asked_at)
             return meta if news or told.age <= self.cache.expiry else None
         if told.trouble is None and (news or told.age <= self.cache.missing_expiry):

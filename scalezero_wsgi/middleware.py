@@ -23,7 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 from .bounded import Bounded
-from .coordination.base import Row
+from .coordination.base import KEEP, Row
 from .coordination.default import default_coordination
 from .coordination.fleet import Fleet
 from .events import EventLog, Reporter, RequestReplayed, WaitGivenUp
@@ -244,12 +244,13 @@ class ScaleZeroMiddleware:
         """What this worker does, for the others to see."""
         now = self._clock()
         uses = self.cache.uses()
+        recently = now - KEEP
         return Row(
             worker,
             in_flight={function: len(usage.in_flight) for function, usage in uses if usage.in_flight},
             waiting=self._waiting.by_function(),
             unused_for={
-                function: now - usage.last_used for function, usage in uses if usage.last_used > -math.inf
+                function: now - usage.last_used for function, usage in uses if usage.last_used > recently
             },
         )
 

@@ -50,7 +50,7 @@ class SettingKeywords(TypedDict, total=False):
     deny: Sequence[str]
     replay: bool
     coordination: Coordination | str | None
-    hooks: tuple[Hook, ...]
+    hooks: Sequence[Hook]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ class Lease:
     """The right to lead a function's flight.
 
     :param worker: who asked for it, for those who read logs; the token alone tells leases apart.
-    :param token: grows with every lease that is given.
+    :param token: never given twice.
     """
 
     function: Function
@@ -125,7 +125,7 @@ class Row:
 
     :param in_flight: requests that the application is serving.
     :param waiting: requests that are held.
-    :param unused_for: seconds since the last use.
+    :param unused_for: seconds since the last use; without those of long ago.
     """
 
     worker: str

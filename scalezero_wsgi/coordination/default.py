@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
 import re
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 logger = logging.getLogger("scalezero_wsgi")
+
+ABANDONED = 86_400.0
+"""Seconds without a write after which another container's file counts as left behind."""
 
 _numbers: Iterator[int] = itertools.count()
 
@@ -83,5 +88,19 @@ def _sweep(directory: Path, here: str) -> None:
     """Remove what masters have left that are gone."""
     for path in directory.glob("gunicorn-*"):
         match = re.match(r"gunicorn-(\d+)-(\d+)-(\d+)-", path.name)
-        if match is not None and match[1] == here and _Master.of(match[2]) != match.groups():
+        if match is None:
+            continue
+        if match[1] == here:
+            gone = _Master.of(match[2]) != match.groups()
+        else:  # of another container: nothing tells of its processes but that they write
+            gone = _last_write(directory, match[0]) < time.time() - ABANDONED
+        if gone:
             path.unlink(missing_ok=True)
+
+
+def _last_write(directory: Path, prefix: str) -> float:
+    times = [0.0]
+    for path in directory.glob(f"{prefix}*"):
+        with contextlib.suppress(FileNotFoundError):
+            times.append(path.stat().st_mtime)
+    return max(times)

@@ -40,6 +40,10 @@ two tries of a store that is lost."""
 ROW = 3.5
 """Seconds after its last report from which on a worker counts as gone."""
 
+STEADY = 60.0
+"""Seconds for which a store must do, once found, before it counts as sound; and the longest time for which
+one that does not is left alone."""
+
 RETELL = 1.0
 """Seconds after which a leader tells again what has not changed."""
 
@@ -208,6 +212,8 @@ class Fleet:
         self._worker = PerProcess(lambda: _Worker(self))
         self._lost = False
         self._turns = 0
+        self._turned_at = float("-inf")
+        self._rest = 0.0
 
     def fly(
         self,
@@ -228,8 +234,12 @@ class Fleet:
             found = self._join(function, until, follow)
             if not isinstance(found, Lead):
                 return found
+            begun = self.clock()
             with contextlib.suppress(LeadLost), found:
                 return lead(found)
+            if self.clock() > until():
+                raise NotAvailable(function, self.clock() - begun)
+            time.sleep(LOOK_EVERY)  # a store that takes each lease back at once must not make this spin
 
     @property
     def joined(self) -> bool:
@@ -266,9 +276,13 @@ class Fleet:
         turns = self._turns
         try:
             return call(store)
-        except Exception as error:  # whatever somebody else's store may raise: no request fails of it
+        except CoordinationError as error:
             self._turn(True, turns, CoordinationLost(error))
-            raise CoordinationError(str(error)) from error
+            raise
+        except Exception as error:  # whatever somebody else's store may raise: no request fails of it
+            failed = CoordinationError(f"{type(error).__name__}: {error}")
+            self._turn(True, turns, CoordinationLost(failed))
+            raise failed from error
 
     def beat(self) -> None:
         """Keep the leases, and report what this worker does.
@@ -283,7 +297,8 @@ class Fleet:
             turns, row = self._turns, self._row(worker.name)
             with contextlib.suppress(CoordinationError):
                 self.use(self._store, lambda store: store.report(row, ROW))
-                self._turn(False, turns, CoordinationRestored())
+                if self.clock() >= self._turned_at + self._rest:
+                    self._turn(False, turns, CoordinationRestored())
 
     def _join(
         self, function: Function, until: Callable[[], float], follow: Callable[[Known, bool], T | None]
@@ -306,7 +321,11 @@ class Fleet:
         with self._worker.get().lock:
             if self._lost == lost or self._turns != turns:
                 return
-            self._lost = lost
+            now = self.clock()
+            if lost:  # it may take a report and yet not do: then it would come and go
+                steady = now > self._turned_at + STEADY
+                self._rest = 0.0 if steady else min(STEADY, max(BEAT, 2 * self._rest))
+            self._lost, self._turned_at = lost, now
             self._turns += 1
         self._report(event)
 
@@ -335,8 +354,9 @@ class _Look(Generic[T]):
         found = self._try()
         if found is not None:
             return found
-        with contextlib.ExitStack() as stack:
-            changes = self._use(lambda store: stack.enter_context(store.changes(self._function)))
+        subscription = self._use(lambda store: store.changes(self._function))
+        changes = self._use(lambda _: subscription.__enter__())
+        try:
             while True:
                 found = self._try()
                 if found is not None:
@@ -345,6 +365,9 @@ class _Look(Generic[T]):
                 if now > self._until():
                     raise NotAvailable(self._function, now - self._begun)
                 self._use(lambda _: changes.wait(LOOK_EVERY))
+        finally:
+            with contextlib.suppress(CoordinationError):
+                self._use(lambda _: subscription.__exit__(None, None, None))
 
     def _try(self) -> Lead | T | None:
         outcome = self._look()

@@ -13,6 +13,7 @@ from typing import Any
 from ..model import Function, ReplicaStatus
 from .base import CoordinationError, Failure, Known, Row, Start, Trouble
 
+_COUNTS = ("in_flight", "waiting", "unused_for")
 _PARTS = {"status": ReplicaStatus, "failure": Failure, "start": Start, "trouble": Trouble}
 
 
@@ -26,6 +27,8 @@ def unpack(text: str, passed: float) -> Known | None:
 
     :param passed: seconds since it was told, by the store's clock.
     """
+    if passed < -1.0:
+        return None  # the clock was set back: nobody knows how old it is
     try:
         told = json.loads(text)
         parts = {name: _made(kind, told.get(name)) for name, kind in _PARTS.items()}
@@ -36,11 +39,9 @@ def unpack(text: str, passed: float) -> Known | None:
 
 def pack_row(row: Row) -> str:
     """As text."""
+    told = {name: getattr(row, name) for name in _COUNTS}
     return json.dumps(
-        [
-            [[*function, value] for function, value in values.items()]
-            for values in (row.in_flight, row.waiting, row.unused_for)
-        ]
+        {name: [[*function, value] for function, value in values.items()] for name, values in told.items()}
     )
 
 
@@ -50,13 +51,16 @@ def unpack_row(worker: str, text: str) -> Row:
     :raises CoordinationError: the text is not such a record.
     """
     try:
-        in_flight, waiting, unused_for = (
-            {Function(name, namespace): value for name, namespace, value in values}
-            for values in json.loads(text)
+        told = json.loads(text)
+        return Row(
+            worker,
+            **{
+                field: {Function(name, namespace): value for name, namespace, value in told[field]}
+                for field in _COUNTS
+            },
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise CoordinationError(f"a worker's row cannot be read: {error!r}") from error
-    return Row(worker, in_flight, waiting, unused_for)
 
 
 def _named(value: Any) -> dict[str, Any]:

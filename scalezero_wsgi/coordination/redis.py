@@ -125,14 +125,17 @@ class RedisCoordination:
         ``sentinel_password`` are the sentinels' own), for Cluster ``redis+cluster://host:6379,host:6379``;
         both with ``rediss`` for TLS.
     :param prefix: of every key and channel; also as ``?prefix=`` in the URL.
-    :param timeout: seconds within which the server must answer, unless the URL says otherwise.
+    :param timeout: seconds within which the server must answer, unless the URL says otherwise. To take a
+        lease, look and renew it are three calls, for which there must be time while it lasts (2 s).
     :raises SettingError: the URL cannot be read.
     :raises MissingExtra: on import of this module: the library ``redis`` is not installed.
     """
 
-    def __init__(self, url: str, *, prefix: str = "scalezero", timeout: float = 1.0) -> None:
+    def __init__(self, url: str, *, prefix: str = "scalezero", timeout: float = 0.5) -> None:
         server = _read(url, timeout)
         self._prefix = server.options.pop("prefix", prefix)
+        if not self._prefix or re.search("[{}]", self._prefix):
+            raise SettingError(f"prefix: {self._prefix!r} is not allowed; it must be a text without braces")
         _check_options(server.options)
         self._client: PerProcess[Any] = PerProcess(lambda: _connect(server))
 

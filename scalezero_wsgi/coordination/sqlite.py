@@ -35,8 +35,9 @@ APPLICATION = 0x73630000
 
 VERSION = 1
 
-BUSY = 1.0
-"""Seconds for which other processes may keep the file to themselves before it counts as out of order."""
+BUSY = 0.5
+"""Seconds for which other processes may keep the file to themselves before it counts as out of order. To take
+a lease, look and renew it are three calls, for which there must be time while it lasts."""
 
 ROOM_TRIES = 10
 """Tries to write into the room that the log has, when there is no more: readers may be in the way."""
@@ -74,6 +75,7 @@ class _Process:
         self.lock = threading.Lock()
         self.connection: sqlite3.Connection | None = None
         self.inode = 0
+        self.log_index: int | None = None
         self.opened = 0
         self.pid = os.getpid()
         _processes.add(self)
@@ -94,7 +96,7 @@ _forking: list[_Process] = []
 
 def _before_fork() -> None:
     for process in list(_processes):
-        if process.lock.acquire(timeout=BUSY):
+        if process.pid == os.getpid() and process.lock.acquire(timeout=BUSY):
             process.close()
             _forking.append(process)
 
@@ -302,15 +304,17 @@ class SQLiteCoordination:
             raise
 
     def _connection(self, process: _Process) -> sqlite3.Connection:
-        # The others meet in a new file when this one was deleted or replaced.
-        if process.connection is not None and self._inode() == process.inode:
+        # The others meet in a new file when this one was deleted or replaced. The same with the log's index,
+        # which has the locks: on a tmpfs its time stands still, and tidy programs take it for abandoned.
+        files = (self._inode(), self._inode("-shm"))
+        if process.connection is not None and files == (process.inode, process.log_index):
             return process.connection
         process.close()
         return self._open(process)
 
-    def _inode(self) -> int | None:
+    def _inode(self, suffix: str = "") -> int | None:
         try:
-            return self._path.stat().st_ino
+            return Path(f"{self._path}{suffix}").stat().st_ino
         except FileNotFoundError:
             return None
 
@@ -339,6 +343,7 @@ class SQLiteCoordination:
             except BaseException:
                 connection.close()
                 raise
+            process.log_index = self._inode("-shm")
             process.connection = connection
             return connection
 
@@ -376,6 +381,8 @@ def _prepare(connection: sqlite3.Connection) -> None:
     )
     if tables and application != APPLICATION:
         raise CoordinationError("the file is a database of another program")
+    if tables and version > VERSION:
+        raise CoordinationError(f"it is of a later release: version {version}, not {VERSION}")
     if tables and version != VERSION:
         raise _OldFile(f"it has version {version}, not {VERSION}")
     connection.execute("PRAGMA journal_mode = WAL")
@@ -458,10 +465,14 @@ def _boot_id() -> str:
 
 def _check_private(path: Path, owner: int) -> None:
     try:
-        if not path.parent.is_dir():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(mode=0o700, parents=True)
+        except FileExistsError:
+            if not path.parent.is_dir():
+                raise
+        else:  # never what another user made: this may be root
             if owner != os.geteuid():
-                os.chown(path.parent, owner, -1)
+                os.chown(path.parent, owner, -1, follow_symlinks=False)
         _check(path.parent, "directory", stat.S_ISDIR, 0o700, owner)
         with contextlib.suppress(FileNotFoundError):
             _check(path, "file", stat.S_ISREG, 0o600, owner)

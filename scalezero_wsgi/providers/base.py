@@ -54,6 +54,14 @@ class ListingProvider(Provider, Protocol):
 
 
 @runtime_checkable
+class LearningProvider(Provider, Protocol):
+    """A provider that answers from memory, and wants to hear what those of other workers said."""
+
+    def learn(self, name: str, namespace: str, status: ReplicaStatus, age: float) -> None:
+        """Another worker's provider told ``status``, ``age`` seconds ago."""
+
+
+@runtime_checkable
 class DoubtingProvider(Provider, Protocol):
     """A provider that answers from memory, and wants to hear when its answer did not hold."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from ..bounded import Bounded
 from ..model import AT_ZERO, Function, ReplicaStatus, SettingError
@@ -13,6 +14,13 @@ _DOUBT_EVERY = 5.0
 function causes by answering 503 of its own accord."""
 
 _ONE = ReplicaStatus(replicas=1, available_replicas=1)
+
+
+class _Memory(NamedTuple):
+    """Whether a function is up, and since when that is known."""
+
+    up: bool
+    since: float
 
 
 class CallbackProvider:
@@ -51,7 +59,7 @@ class CallbackProvider:
         self._scale_up = scale_up or (lambda *_: None)
         self._clock = clock
         self._scale_down = scale_down
-        self._up_since: Bounded[Function, float] = Bounded(10_000)
+        self._memories: Bounded[Function, _Memory] = Bounded(10_000)
 
     def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
         """Tell the status, from the callback or from memory."""
@@ -63,18 +71,29 @@ class CallbackProvider:
 
     def doubt(self, name: str, namespace: str) -> None:
         """Forget that the function was scaled up, unless that was just now."""
-        since = self._up_since.get(Function(name, namespace))
-        if since is not None and self._clock() >= since + _DOUBT_EVERY:
-            self._up_since.pop(Function(name, namespace))
+        memory, now = self._memories.get(Function(name, namespace)), self._clock()
+        if memory is not None and now >= memory.since + _DOUBT_EVERY:
+            self._remember(name, namespace, False, now)
+
+    def learn(self, name: str, namespace: str, status: ReplicaStatus, age: float) -> None:
+        """Another worker scaled the function up, or down, or found out that it is not there any more."""
+        told_at, up = self._clock() - age, status.available_replicas > 0
+        memory = self._memories.get(Function(name, namespace))
+        if memory is None or (memory.up != up and memory.since < told_at):
+            self._remember(name, namespace, up, told_at)
+
+    def _remember(self, name: str, namespace: str, up: bool, since: float) -> None:
+        self._memories.set(Function(name, namespace), _Memory(up, since))
 
     def _remembered(self, name: str, namespace: str) -> ReplicaStatus:
-        return AT_ZERO if self._up_since.get(Function(name, namespace)) is None else _ONE
+        memory = self._memories.get(Function(name, namespace))
+        return _ONE if memory is not None and memory.up else AT_ZERO
 
     def _scale(self, name: str, namespace: str, replicas: int) -> None:
         if replicas == 0:
-            self._up_since.pop(Function(name, namespace))
+            self._remember(name, namespace, False, self._clock())
             if self._scale_down is not None:
                 self._scale_down(name, namespace)
         else:
             self._scale_up(name, namespace)
-            self._up_since.set(Function(name, namespace), self._clock())
+            self._remember(name, namespace, True, self._clock())

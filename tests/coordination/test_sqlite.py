@@ -190,8 +190,40 @@ def corrupt_within(path: Path) -> None:
 
 def make_old(path: Path) -> None:
     connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 0")
+    connection.close()
+
+
+def test_the_file_of_a_later_release_is_left_alone(path: Path) -> None:
+    """Two releases must not take turns in setting it aside."""
+    store = SQLiteCoordination(path)
+    tell(store)
+    del store
+    connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 999")
     connection.close()
+    with pytest.raises(CoordinationError, match="of a later release: version 999, not 1"):
+        tell(SQLiteCoordination(path))
+    assert not path.with_name(path.name + ".bad").exists()
+
+
+def test_workers_meet_in_a_new_file_when_the_index_of_the_log_was_deleted(path: Path) -> None:
+    """It has the locks; programs that tidy up take it for abandoned, for its time may stand still."""
+    first = SQLiteCoordination(path)
+    tell(first)
+    path.with_name(path.name + "-shm").unlink()
+    code = (
+        "import sys; from scalezero_wsgi.coordination.sqlite import *;"
+        "store = SQLiteCoordination(sys.argv[1]);"
+        "lease = store.acquire(Function('hello'), 'b', 30.0);"
+        "print(lease is not None); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as second:
+        assert second.stdout is not None
+        assert second.stdout.readline() == "True\n"
+        assert first.acquire(HELLO, "a", 30.0) is None
+        second.communicate("")
 
 
 @pytest.mark.parametrize("spoil", [corrupt, corrupt_within, make_old])

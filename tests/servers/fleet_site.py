@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scalezero_wsgi import ReplicaStatus, ScaleZeroMiddleware, Settings
+from scalezero_wsgi.providers import CallbackProvider
 
 FLEET = Path(os.environ.get("FLEET", "."))
 START = float(os.environ.get("START", "0.3"))
@@ -79,3 +80,18 @@ def make() -> Any:
     second = ScaleZeroMiddleware(hello, Files(), settings=settings, route="/second/")
     doors = ScaleZeroMiddleware(second, Files(), settings=settings), second
     return doors[0]
+
+
+def pushed() -> Any:
+    """A site whose provider knows only what it was told itself."""
+
+    def scale_up(name: str, namespace: str) -> None:
+        note("set", name)
+        time.sleep(START)
+
+    def hello(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        body = f"{os.getpid()}\n".encode()
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+        return [body]
+
+    return ScaleZeroMiddleware(hello, CallbackProvider(scale_up=scale_up), cache_expiry=0.05, stale_for=0.05)

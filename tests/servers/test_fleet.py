@@ -129,6 +129,29 @@ def test_memory_turns_it_off(fleet: Fleet) -> None:
     assert not fleet.stores.exists()
 
 
+def test_what_one_worker_started_counts_as_up_in_all_also_in_one_that_comes_later(fleet: Fleet) -> None:
+    """With a provider that knows only what it was told itself, whichever worker leads, and when."""
+    options = ["-w", "2", "--threads", "8"]
+    with gunicorn("tests.servers.fleet_site:pushed()", fleet.log, *options, env=fleet.env) as server:
+        wake(server, "/function/hello")
+        before = server.workers()
+        served: set[bytes] = set()
+
+        def by_both() -> bool:
+            time.sleep(0.1)  # longer than an entry may be used
+            answer = ask(server.address, "/function/hello")
+            assert answer.status == 200
+            served.add(answer.body)
+            return len(served) >= 2
+
+        until(by_both)
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: len(server.workers()) == 2 and not set(before) & set(server.workers()))
+        served.clear()
+        until(by_both)
+        assert fleet.calls("set") == {"hello": 1}
+
+
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
