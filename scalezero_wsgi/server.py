@@ -151,6 +151,7 @@ def _gunicorn_config() -> Any:
 class Gunicorn(NamedTuple):
     """A gunicorn that loads its application.
 
+    :ivar workers: how many it starts with.
     :ivar uid: of its workers, which may differ from that of the master.
     :ivar master: the master's process id.
     """

@@ -82,9 +82,9 @@ class Settings:
     :param deny: patterns of those that may not.
     :param replay: whether a safe request that met a function at zero is passed down once more.
     :param coordination: where the workers meet: a URL, see
-        :func:`~scalezero_wsgi.coordination.make_coordination`, or an object. ``None``: the workers of one
-        gunicorn in a SQLite file in the directory for temporary files; under other servers each for itself,
-        as with ``"memory://"``.
+        :func:`~scalezero_wsgi.coordination.make_coordination`, or an object. ``None``: the
+        workers of a gunicorn that starts with two or more, in a SQLite file in the directory for temporary
+        files (Linux); under other servers each for itself, as with ``"memory://"``.
     :param hooks: callables that are told every event.
     :raises SettingError: a value is not allowed; it names the setting, the value and what is.
     """
