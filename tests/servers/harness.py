@@ -69,12 +69,15 @@ def address_of(port: int | str) -> str | tuple[str, int]:
 
 @contextlib.contextmanager
 def serving(
-    command: list[str], port: int | str, log: Path, env: dict[str, str] | None = None
+    command: list[str], port: int | str, log: Path, env: dict[str, str] | None = None, root: Path = ROOT
 ) -> Iterator[Server]:
-    """Run ``command`` until the block ends; it must listen on ``port`` or a Unix socket's path soon."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+    """Run ``command`` until the block ends; it must listen on ``port`` or a Unix socket's path soon.
+
+    ``root`` is where the package and its tests are.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(root), **(env or {})}
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=ROOT)
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=root)
     server = Server(f"http://127.0.0.1:{port}", process, log, address_of(port))
     try:
         until(lambda: process.poll() is not None or is_up(port))
@@ -99,11 +102,12 @@ def gunicorn(
     worker: str = "gthread",
     env: dict[str, str] | None = None,
     unix: str = "",
+    root: Path = ROOT,
 ) -> Iterator[Server]:
     """Run ``app`` under gunicorn; ``unix`` is the path of a Unix socket in place of a port."""
     port = unix or free_port()
     bind = f"unix:{unix}" if unix else f"127.0.0.1:{port}"
     command = [sys.executable, "-m", "gunicorn", app, "-b", bind, "-k", worker]
     command += ["--no-control-socket", "--graceful-timeout", "5", *options]
-    with serving(command, port, log, env) as server:
+    with serving(command, port, log, env, root) as server:
         yield server

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import stat
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from scalezero_wsgi.coordination.sqlite import SQLiteCoordination
-from tests.servers.harness import Server, children, free_port, gunicorn, serving, until
+from tests.servers.harness import ROOT, Server, children, free_port, gunicorn, serving, until
 from tests.servers.matrix_client import ask, hold
 
 SITE = "tests.servers.fleet_site:make()"
@@ -197,7 +198,10 @@ def test_workers_of_another_user_meet_as_that_user(options: list[str]) -> None:
             directory.chmod(0o1777)
         options = ["-w", "2", "--threads", "8", "-u", str(NOBODY), "-g", str(NOBODY), *options]
         options += ["-c", "python:tests.servers.fleet_conf"]
-        with gunicorn(SITE, fleet.log, *options, env=fleet.env) as server:
+        code = base / "code"  # the checkout may be nobody else's to read
+        for package in ("scalezero_wsgi", "tests"):
+            shutil.copytree(ROOT / package, code / package)
+        with gunicorn(SITE, fleet.log, *options, env=fleet.env, root=code) as server:
             [one, other] = stores(server, 2)
             assert one == other
             assert set(wake_by_both(server, fleet).values()) == {1}
