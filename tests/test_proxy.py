@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import shutil
 import socket
 import ssl
 import struct
@@ -20,6 +19,7 @@ from typing import Any
 from wsgiref.validate import validator
 
 import pytest
+import trustme
 from werkzeug.middleware.lint import LintMiddleware
 from werkzeug.serving import make_server
 from werkzeug.test import EnvironBuilder, run_wsgi_app
@@ -827,19 +827,14 @@ def test_pools_are_bounded_and_made_on_first_use(monkeypatch: pytest.MonkeyPatch
 
 
 def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("needs openssl to make a certificate")
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    command = f"{openssl} req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
-    extension = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([*command.split(), *extension], check=True, capture_output=True)
+    authority, certificates = trustme.CA(), tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(certificates)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
     with Upstream(reply(OK), tls=context) as server:
         answer = call(FunctionProxy(), "/function/hello", server.url)
         assert_gateway_error(answer, "502 BAD GATEWAY", caplog)  # nobody vouches for it
-        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificates))
         proxy = FunctionProxy()
         for _ in range(2):
             assert call(proxy, "/function/hello/a%2Fb", server.url, raw="/function/hello/a%2Fb").body == b"ok"

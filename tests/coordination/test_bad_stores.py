@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from scalezero_wsgi import Function, NotAvailable, SettingError
+from scalezero_wsgi import Function, NotAvailable, ReplicaStatus, SettingError
 from scalezero_wsgi.coordination import CoordinationError, default
-from scalezero_wsgi.coordination.base import Changes, Known, Lease
+from scalezero_wsgi.coordination.base import Changes, Known, Lease, Row
 from scalezero_wsgi.coordination.fleet import BEAT, LOOK_EVERY, Fleet, Lead
 from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.coordination.redis import RedisCoordination
 from scalezero_wsgi.events import CoordinationLost, CoordinationRestored, Event, Reporter
 from tests.clock import Clock
+from tests.servers.harness import until
 
 HELLO = Function("hello")
 
@@ -38,6 +40,32 @@ class FailsAtTheEnd(MemoryCoordination):
         with super().changes(function) as changes:
             yield changes
         raise ValueError("not subscribed")
+
+
+class Filled(MemoryCoordination):
+    """A store that can be full: it is read then, and not written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full = False
+
+    def acquire(self, function: Function, worker: str, ttl: float) -> Lease | None:
+        lease = super().acquire(function, worker, ttl)
+        if lease is not None:
+            self._check()
+        return lease
+
+    def publish(self, lease: Lease, known: Known) -> bool:
+        self._check()
+        return super().publish(lease, known)
+
+    def report(self, row: Row, ttl: float) -> None:
+        self._check()
+        super().report(row, ttl)
+
+    def _check(self) -> None:
+        if self.full:
+            raise CoordinationError("full")
 
 
 def nothing(known: Known, news: bool) -> None:
@@ -68,6 +96,42 @@ def test_a_store_that_takes_reports_only_does_not_come_and_go_for_ever() -> None
         clock.advance(BEAT)
     lost = [event for event in events if isinstance(event, CoordinationLost)]
     assert 5 <= len(lost) <= 20  # of 900
+
+
+def test_what_can_only_be_read_does_not_count_as_found() -> None:
+    store = Filled()
+    happened: list[Event] = []
+    fleet = Fleet(store, Reporter([happened.append]))
+    lease = store.acquire(HELLO, "another", 60.0)
+    assert lease is not None
+    looks = 0
+
+    def follow(known: Known, news: bool) -> ReplicaStatus | None:
+        nonlocal looks
+        looks += 1
+        return known.status
+
+    def lead(lead: Lead) -> ReplicaStatus | None:
+        raise AssertionError("another one leads")
+
+    ended = time.monotonic() + 20.0
+    fly: Callable[[], object] = lambda: fleet.fly(HELLO, lambda: ended, follow, lead)  # noqa: E731
+    follower = threading.Thread(target=fly, daemon=True)
+    assert store.publish(lease, Known(None))
+    follower.start()
+    until(lambda: looks > 1)
+    store.full = True
+    fleet.beat()
+    before = looks
+    until(lambda: looks > before + 3)
+    assert [type(each) for each in happened] == [CoordinationLost]
+    fleet.beat()
+    assert [type(each) for each in happened] == [CoordinationLost]
+    store.full = False
+    fleet.beat()
+    assert [type(each) for each in happened] == [CoordinationLost, CoordinationRestored]
+    assert store.publish(lease, Known(ReplicaStatus(1, 1)))
+    follower.join()
 
 
 def test_one_that_is_lost_now_and_then_is_found_at_once() -> None:

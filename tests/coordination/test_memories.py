@@ -1,8 +1,10 @@
-"""A provider that knows only what it was told itself, in several workers."""
+"""What several workers remember of a function's starts, above all with a provider that knows only what it
+was told itself."""
 
 from __future__ import annotations
 
 import math
+import time
 
 from scalezero_wsgi import Function, FunctionCache, FunctionScaler
 from scalezero_wsgi.coordination.fleet import Fleet
@@ -10,6 +12,7 @@ from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.events import Reporter
 from scalezero_wsgi.function_cache import FunctionMeta
 from scalezero_wsgi.providers import CallbackProvider
+from tests import fakes
 from tests.clock import MovingClock
 
 HELLO = Function("hello")
@@ -85,3 +88,20 @@ def test_what_one_worker_scaled_down_is_down_for_all() -> None:
     assert not first._cache.get("hello")[0].replicas
     assert world.wake(second).available
     assert len(world.calls) == 2
+
+
+def test_what_another_worker_has_started_again_has_been_woken_for_this_one_too() -> None:
+    """So that a request which met the old replica is passed down once more."""
+    store, provider, nobody = MemoryCoordination(), fakes.Fleet(time.monotonic), Reporter()
+    one, other = (
+        FunctionScaler(provider, FunctionCache(30.0), report=nobody, fleet=Fleet(store, nobody))
+        for _ in range(2)
+    )
+    metas = [each.ensure_available(HELLO, time.monotonic() + 20.0) for each in (one, other)]
+    provider.set_replicas(*HELLO, 0)
+    for scaler, meta in zip((one, other), metas, strict=True):
+        passed_at = time.monotonic()
+        assert scaler.doubt(meta)
+        renewed = scaler.ensure_available(HELLO, time.monotonic() + 20.0, since=time.monotonic())
+        assert renewed.usage.woken_at > passed_at
+    assert [replicas for _, replicas in provider.sets] == [1, 0, 1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import signal
 import socket
 import subprocess
@@ -15,21 +14,20 @@ from typing import Any
 
 import pytest
 import redis
+import trustme
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from scalezero_wsgi import Function, ReplicaStatus
 from scalezero_wsgi.coordination import CoordinationError, make_coordination
-from scalezero_wsgi.coordination.base import Coordination, Known, Lease, Row
+from scalezero_wsgi.coordination.base import Known, Lease, Row
 from scalezero_wsgi.coordination.redis import RedisCoordination
 from scalezero_wsgi.testing import CoordinationBench, CoordinationContract
+from tests.coordination.stores import HELLO, UP, held, tell
 from tests.engines.engine import engine
 from tests.servers.harness import ROOT
 
 pytestmark = pytest.mark.engine
-
-HELLO = Function("hello")
-UP = Known(ReplicaStatus(1, 1))
 
 
 class Server:
@@ -113,18 +111,6 @@ def own(directory: Path) -> Iterator[Server]:
     """A server that the test may stop."""
     with Server(directory / "own").running() as server:
         yield server
-
-
-def held(store: Coordination, function: Function = HELLO, ttl: float = 30.0) -> Lease:
-    lease = store.acquire(function, "a", ttl)
-    assert lease is not None
-    return lease
-
-
-def tell(store: Coordination, known: Known = UP, function: Function = HELLO) -> None:
-    lease = held(store, function)
-    assert store.publish(lease, known)
-    store.release(lease)
 
 
 @contextlib.contextmanager
@@ -438,14 +424,12 @@ class TestKinds:
         """With a certificate that is checked."""
         here, port = directory / "tls", free_port()
         here.mkdir()
-        command = (
-            "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -keyout key.pem -out cert.pem"
-            " -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
-        )
-        subprocess.run(shlex.split(command), cwd=here, check=True, capture_output=True)
-        options = ["--tls-port", str(port), "--tls-cert-file", "cert.pem", "--tls-key-file", "key.pem"]
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(here / "ca.pem")
+        authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(here / "own.pem")
+        options = ["--tls-port", str(port), "--tls-cert-file", "own.pem", "--tls-key-file", "own.pem"]
         with Server(here, *options, "--tls-auth-clients", "no").running():
-            self.course(f"rediss://127.0.0.1:{port}?ssl_ca_certs={here}/cert.pem")
+            self.course(f"rediss://127.0.0.1:{port}?ssl_ca_certs={here}/ca.pem")
             with lost(2.0):
                 make_coordination(f"rediss://127.0.0.1:{port}").known(HELLO)
 

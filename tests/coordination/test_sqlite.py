@@ -21,31 +21,17 @@ import pytest
 
 from scalezero_wsgi import Function, ReplicaStatus, SettingError
 from scalezero_wsgi.coordination import CoordinationError, sqlite
-from scalezero_wsgi.coordination.base import Known, Lease, Row
+from scalezero_wsgi.coordination.base import Known, Row
 from scalezero_wsgi.coordination.sqlite import SQLiteCoordination
 from scalezero_wsgi.testing import CoordinationBench, CoordinationContract
 from tests.clock import MovingClock
+from tests.coordination.stores import HELLO, UP, held, tell
 from tests.servers.harness import ROOT
-
-HELLO = Function("hello")
-UP = Known(ReplicaStatus(1, 1))
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "private" / "scalezero.db"
-
-
-def held(store: SQLiteCoordination, function: Function = HELLO) -> Lease:
-    lease = store.acquire(function, "a", 30.0)
-    assert lease is not None
-    return lease
-
-
-def tell(store: SQLiteCoordination, known: Known = UP, function: Function = HELLO) -> None:
-    lease = held(store, function)
-    assert store.publish(lease, known)
-    store.release(lease)
 
 
 def forked(work: Callable[[], object]) -> int:

@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -26,9 +27,19 @@ IMAGE = "scalezero-test/busybox:1"
 def engine(variable: str, what: str = "the work directory of a running engine") -> Path:
     """The work directory of an engine, or its executable."""
     directory = os.environ.get(variable)
-    if directory:
-        return Path(directory)
-    why = f"{variable} does not name {what}"
+    if not directory:
+        cannot(f"{variable} does not name {what}")
+    return Path(directory)
+
+
+def as_root() -> None:
+    """For what only root can do, such as to become another user."""
+    if os.geteuid() != 0:
+        cannot("only root can become another user")
+
+
+def cannot(why: str) -> NoReturn:
+    """Skip the test and say why; where all engines are required that is an error."""
     if os.environ.get("SCALEZERO_ENGINES") == "required":
         pytest.fail(why)
     pytest.skip(why)

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from scalezero_wsgi.coordination.sqlite import SQLiteCoordination
+from tests.engines.engine import as_root
 from tests.servers.harness import ROOT, Server, children, free_port, gunicorn, serving, until
 from tests.servers.matrix_client import ask, hold
 
@@ -153,21 +154,20 @@ def test_what_one_worker_started_counts_as_up_in_all_also_in_one_that_comes_late
         assert fleet.calls("set") == {"hello": 1}
 
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-
-
 @pytest.mark.parametrize(
     ("kind", "options", "warnings"),
     [
         ("link", [], 2),
         ("open to others", ["--preload"], 1),
-        pytest.param("another user's", ["--preload"], 1, marks=as_root),
+        ("another user's", ["--preload"], 1),
     ],
 )
 def test_a_directory_that_is_not_ones_own_keeps_no_worker_from_starting(
     kind: str, options: list[str], warnings: int, fleet: Fleet
 ) -> None:
     """Each process that makes middlewares warns once, whatever their number."""
+    if kind == "another user's":
+        as_root()
     if kind == "link":
         elsewhere = fleet.temporary / "elsewhere"
         elsewhere.mkdir(0o700)
@@ -186,10 +186,10 @@ def test_a_directory_that_is_not_ones_own_keeps_no_worker_from_starting(
 
 
 @pytest.mark.engine
-@as_root
 @pytest.mark.parametrize("options", [[], ["--preload"]], ids=["", "preload"])
 def test_workers_of_another_user_meet_as_that_user(options: list[str]) -> None:
     """The master is root."""
+    as_root()
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
         base.chmod(0o711)
