@@ -303,7 +303,7 @@ class TestAnswers:
         error = ProviderError("GET http://admin:secret@10.0.0.1:8080/system/function/hello: 401")
         door = ScaleZeroMiddleware(App(), ScriptedProvider(error), max_wait=0.2)
         for accept in ("application/json", "text/html", "text/plain"):
-            _, headers, body = ask(door, headers={"Accept": accept})
+            _, headers, body = ask(door, headers={"Accept": accept, "X-Call-Id": "abc"})
             told = body.decode() + str(headers)
             assert not any(word in told for word in ("10.0.0.1", "secret", "system", "401", "Traceback"))
 
