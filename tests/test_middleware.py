@@ -305,7 +305,8 @@ class TestAnswers:
         for accept in ("application/json", "text/html", "text/plain"):
             _, headers, body = ask(door, headers={"Accept": accept, "X-Call-Id": "abc"})
             told = body.decode() + str(headers)
-            assert not any(word in told for word in ("10.0.0.1", "secret", "system", "401", "Traceback"))
+            words = ("10.0.0.1", "secret", "system", "401", "Traceback")
+            assert [word for word in words if word in told] == [], told
 
     def test_the_call_id_is_kept(self) -> None:
         door = ScaleZeroMiddleware(App(), ScriptedProvider(FunctionNotFound("hello")))
