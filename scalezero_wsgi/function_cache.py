@@ -25,7 +25,8 @@ class Usage:
 
     :ivar in_flight: one token for each request that the application is serving.
     :ivar last_used: when a request was last passed down.
-    :ivar woken_at: when the function last came up while a request waited for it.
+    :ivar woken_at: when the function was last seen to come up, by this worker or another: an entry from
+        before that moment is about a replica that is gone.
     :ivar vouched_at: when the provider last stood by "available" although it had been doubted.
     """
 

@@ -116,6 +116,9 @@ class Knowledge:
         :raises FunctionNotFound: the provider does not know the function.
         """
         self.starts.learn(function, told)
+        known = self.cache.find(function)
+        if known is not None:
+            known.usage.woken_at = self.starts.up_at(function)
         asked_at = self.clock() - told.age
         if asked_at < since:
             return None
@@ -131,8 +134,12 @@ class Knowledge:
         return None
 
     def _see(self, function: Function, status: ReplicaStatus, asked_at: float) -> FunctionMeta:
-        self.starts.see(function, status, asked_at)
-        return self.cache.set(function.name, status, function.namespace, asked_at=asked_at)
+        known = self.cache.find(function)
+        down = known is not None and known.status.available_replicas == 0
+        self.starts.see(function, status, asked_at, known.last_refresh if known and down else None)
+        meta = self.cache.set(function.name, status, function.namespace, asked_at=asked_at)
+        meta.usage.woken_at = self.starts.up_at(function)
+        return meta
 
     def _tell_missing(self, lead: Lead, function: Function) -> None:
         self.cache.set_missing(function)

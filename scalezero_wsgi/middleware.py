@@ -385,7 +385,9 @@ class ScaleZeroMiddleware:
 
     def _try_again(self, call: _Call, may_repeat: bool, result: object) -> Iterable[bytes] | None:
         environ, meta = call.environ, call.meta
-        woken_since = meta.usage.woken_at > call.passed_at
+        # By what happened to the function since the entry by which the request was passed down: so it is the
+        # same in the worker that led the start and in those that learned of it.
+        woken_since = meta.usage.woken_at > meta.last_refresh
         if not (woken_since or self.scaler.doubt(meta)) or not may_repeat:
             return None
         arrived = call.passed_at - environ[WAITED]
@@ -397,7 +399,7 @@ class ScaleZeroMiddleware:
         except ScaleZeroError as error:
             close(result)
             return self._refuse(error, environ, call.start_response, meta.function)
-        if renewed.usage.woken_at <= call.passed_at:
+        if renewed.usage.woken_at <= meta.last_refresh:
             return None
         close(result)
         restore_path(environ, call.path)

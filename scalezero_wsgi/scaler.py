@@ -247,6 +247,5 @@ class FunctionScaler:
         return NotAvailable(function, waited, self.time_left(function))
 
     def _woken(self, meta: FunctionMeta, after: float) -> None:
-        meta.usage.woken_at = self._clock()
         self._durations.change(meta.function, lambda known: (*(known or ()), after)[-5:])
         self._report(FunctionReady(meta.function, after))

@@ -6,6 +6,7 @@ tried once in each step of its back-off, however many workers there are.
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,14 +28,16 @@ MAXSIZE = 10_000
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """The last time that the function was scaled up from zero, by whichever worker.
+    """The last time that the function was started from zero, by a worker or by somebody else.
 
-    ``shown``: the provider has told since of a count above zero.
+    ``shown``: the provider has told since of a count above zero. ``up_at``: when the provider was asked that
+    first told of an available replica.
     """
 
     name: str
     at: float
     shown: bool = False
+    up_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +69,29 @@ class Starts:
         self._starts.set(function, start)
         return start.at
 
-    def see(self, function: Function, status: ReplicaStatus, asked_at: float) -> None:
-        """Note whether a status shows the last start."""
+    def see(
+        self, function: Function, status: ReplicaStatus, asked_at: float, down_at: float | None = None
+    ) -> None:
+        """Note what a status says of the last start.
+
+        :param asked_at: monotonic seconds at which the provider was asked.
+        :param down_at: when it was last found without a replica, if that is what was known until now.
+        """
         start = self._starts.get(function)
-        if start is not None and not start.shown and status.replicas > 0 and asked_at >= start.at:
-            self._starts.set(function, replace(start, shown=True))
+        available = status.available_replicas > 0
+        if start is not None and start.up_at is None and asked_at >= start.at:
+            shown = start.shown or status.replicas > 0
+            up_at = asked_at if available else None
+            if (shown, up_at) != (start.shown, start.up_at):
+                self._starts.set(function, replace(start, shown=shown, up_at=up_at))
+        elif available and down_at is not None and self.up_at(function) <= down_at:
+            # Somebody else has started it.
+            self._starts.set(function, _Start(uuid.uuid4().hex, asked_at, shown=True, up_at=asked_at))
+
+    def up_at(self, function: Function) -> float:
+        """When the function was last seen to come up, in monotonic seconds; minus infinity: never."""
+        start = self._starts.get(function)
+        return -math.inf if start is None or start.up_at is None else start.up_at
 
     def last(self, function: Function) -> str:
         """The name of the last start; ``""`` if there is none."""
@@ -135,7 +156,8 @@ class Starts:
             told = Failure(failure.count, failure.start, failure.reason, failure.retry_at - now)
             known = replace(known, failure=told)
         if start is not None:
-            known = replace(known, start=Start(start.name, now - start.at, start.shown))
+            up_for = None if start.up_at is None else now - start.up_at
+            known = replace(known, start=Start(start.name, now - start.at, start.shown, up_for))
         return known
 
     def learn(self, function: Function, told: Known) -> None:
@@ -146,12 +168,15 @@ class Starts:
             self._learn_failure(function, told.failure)
 
     def _learn_start(self, function: Function, told: Start) -> None:
-        at = self._clock() - told.age
+        now = self._clock()
+        learned = _Start(
+            told.name, now - told.age, told.shown, None if told.up_for is None else now - told.up_for
+        )
         mine = self._starts.get(function)
-        if mine is None or (mine.name != told.name and mine.at < at):
-            self._starts.set(function, _Start(told.name, at, told.shown))
-        elif mine.name == told.name and told.shown and not mine.shown:
-            self._starts.set(function, replace(mine, shown=True))
+        if mine is None or (mine.name != told.name and mine.at < learned.at):
+            self._starts.set(function, learned)
+        elif mine.name == told.name and mine.up_at is None:
+            self._starts.set(function, replace(mine, shown=mine.shown or told.shown, up_at=learned.up_at))
 
     def _learn_failure(self, function: Function, told: Failure) -> None:
         learned = _Failure(told.count, told.start, told.reason, self._clock() + told.left)

@@ -77,7 +77,6 @@ class Wake:
         self._woken = woken
         self._begun = self._clock()
         self._met_unavailable = False
-        self._last_start = self._starts.last(function)  # before the others' are learned
         flight.trouble = ProviderSilent("the provider did not answer in time")
 
     def follow(self, told: Known, news: bool) -> FunctionMeta | None:
@@ -148,9 +147,6 @@ class Wake:
     def _arrive(self, meta: FunctionMeta) -> None:
         if self._met_unavailable:
             self._woken(meta, self._clock() - self._begun)
-        elif self._doubted and self._starts.last(self._function) != self._last_start:
-            # Another worker has had it started: what was doubted is not what is there now.
-            meta.usage.woken_at = self._clock()
         elif self._doubted:
             meta.usage.vouched_at = self._clock()
 

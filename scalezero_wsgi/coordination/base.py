@@ -61,16 +61,23 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The last time that a worker had the function scaled up from zero.
+    """The last time that the function was started from zero, by a worker or by somebody else.
 
     :param name: tells one start from another.
     :param age: seconds since then.
     :param shown: whether the provider has told since of a count above zero.
+    :param up_for: seconds since a replica was first seen available after it; ``None`` before that.
     """
 
     name: str
     age: float = 0.0
     shown: bool = False
+    up_for: float | None = None
+
+    def after(self, passed: float) -> Start:
+        """The same, ``passed`` seconds later."""
+        up_for = None if self.up_for is None else self.up_for + passed
+        return replace(self, age=self.age + passed, up_for=up_for)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +121,7 @@ class Known:
             self,
             age=self.age + passed,
             failure=failure and replace(failure, left=failure.left - passed),
-            start=start and replace(start, age=start.age + passed),
+            start=start and start.after(passed),
             trouble=trouble and replace(trouble, age=trouble.age + passed),
         )
 
