@@ -71,6 +71,20 @@ class ProviderFailed(FunctionEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class OutageBegan(FunctionEvent):
+    """The provider fails; the function, which was last seen up, goes on being served."""
+
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class OutageEnded(FunctionEvent):
+    """The provider answers again, ``after`` seconds."""
+
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
 class RequestReplayed(FunctionEvent):
     """A safe request met the function at zero and is passed down once more."""
 
@@ -104,6 +118,13 @@ def _describe(event: Event) -> tuple[int, str]:
             return logging.ERROR, f"{function}: cannot start ({reason}); next try in {retry_after:.0f} s"
         case ProviderFailed(function, error):
             return logging.ERROR, f"{function}: the provider failed: {error}"
+        case OutageBegan(function, error):
+            return (
+                logging.WARNING,
+                f"the provider fails ({error}); functions last seen up go on being served, {function} first",
+            )
+        case OutageEnded(function, after):
+            return logging.WARNING, f"the provider answers again after {after:.0f} s"
         case RequestReplayed(function, waited):
             return logging.INFO, f"{function}: was at zero, passed down again after {waited:.3f} s"
         case CoordinationLost(error):
@@ -118,19 +139,27 @@ class EventLog:
     """The hook that writes the log.
 
     Of the troubles of one kind with one function one line a minute is written, with a count of the others;
-    of the provider's, which are nobody's own, one line for all functions.
+    of the provider's, which are nobody's own, one line for all functions. While functions are served in spite
+    of a provider that fails, its failures are not logged: only the first, and that it answers again.
     """
 
-    __slots__ = ("_clock", "_seen")
+    __slots__ = ("_clock", "_outage", "_seen")
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._outage = False
         self._seen: Bounded[tuple[type[Event], Function | None], tuple[float, int]] = Bounded(10_000)
 
     def __call__(self, event: Event) -> None:
         """Log the event."""
         level, line = _describe(event)
-        if level > logging.INFO and isinstance(event, FunctionEvent):
+        if isinstance(event, (OutageBegan, OutageEnded)):
+            if self._outage == isinstance(event, OutageBegan):
+                return
+            self._outage = isinstance(event, OutageBegan)
+        elif isinstance(event, ProviderFailed) and self._outage:
+            return
+        elif level > logging.INFO and isinstance(event, FunctionEvent):
             key = type(event), None if isinstance(event, ProviderFailed) else event.function
             now = self._clock()
             until, unsaid = self._seen.get(key) or (now, 0)

@@ -69,10 +69,14 @@ class FunctionCache:
     :param expiry: seconds that a status counts as fresh.
     :param maxsize: how many functions are remembered; the least recently set goes first.
     :param missing_expiry: seconds that an unknown function is remembered as unknown.
+    :param stale_if_error: seconds after which an entry is not to be used even while the provider fails.
     :param clock: where monotonic seconds come from.
     """
 
-    __slots__ = ("_entries", "_missing", "_usages", "clock", "expiry", "find", "missing_expiry")
+    __slots__ = (
+        *("_entries", "_missing", "_usages", "clock"),
+        *("expiry", "find", "missing_expiry", "stale_if_error"),
+    )
 
     find: Callable[[Function], FunctionMeta | None]
 
@@ -82,9 +86,11 @@ class FunctionCache:
         *,
         maxsize: int = MAXSIZE,
         missing_expiry: float = 1.0,
+        stale_if_error: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.expiry = expiry
+        self.stale_if_error = stale_if_error
         self.clock = clock
         self.missing_expiry = missing_expiry
         self._entries: Bounded[Function, FunctionMeta] = Bounded(maxsize)
@@ -101,6 +107,13 @@ class FunctionCache:
         if meta is None:
             return AT_ZERO, False
         return meta.status, not (meta.doubted or meta.expired(self.expiry, self.clock()))
+
+    def last_seen_up(self, function: Function) -> FunctionMeta | None:
+        """The entry of a function that may be served while the provider fails."""
+        meta = self.find(function)
+        if meta is None or not meta.available or meta.expired(self.stale_if_error, self.clock()):
+            return None
+        return meta
 
     def set(
         self, name: str, status: ReplicaStatus, namespace: str = "", *, asked_at: float | None = None

@@ -10,6 +10,7 @@ from .coordination.fleet import Lead
 from .events import Reporter
 from .function_cache import FunctionCache, FunctionMeta
 from .model import Function, FunctionNotFound, ProviderError, ReplicaStatus
+from .outages import Outages
 from .providers.base import LearningProvider, Provider, WatchingProvider
 from .starts import Starts
 
@@ -24,11 +25,17 @@ class Knowledge:
     :param cache: where every answer goes.
     :param report: is told what happens.
     :param clock: monotonic seconds.
+    :param jitter: a number from 0 to 1 for each pause.
     :ivar watches: whether the provider can wait for a change by itself.
     """
 
     def __init__(
-        self, provider: Provider, cache: FunctionCache, report: Reporter, clock: Callable[[], float]
+        self,
+        provider: Provider,
+        cache: FunctionCache,
+        report: Reporter,
+        clock: Callable[[], float],
+        jitter: Callable[[], float],
     ) -> None:
         self._provider = provider
         self._watching = provider if isinstance(provider, WatchingProvider) else None
@@ -38,6 +45,7 @@ class Knowledge:
         self.report = report
         self.clock = clock
         self.starts = Starts(clock, report)
+        self.outages = Outages(clock, report, jitter)
 
     def query(
         self,
@@ -61,6 +69,7 @@ class Knowledge:
                 status = self._watching.wait_for_change(*function, seen, WATCH)
                 asked_at = self.clock() if status != seen else asked_at
         except FunctionNotFound:
+            self.outages.answered(function, asked_at)
             self._tell_missing(lead, function)
             raise
         except ProviderError:
@@ -69,6 +78,7 @@ class Knowledge:
             raise ProviderError(f"{type(error).__name__}: {error}") from error
         if not isinstance(status, ReplicaStatus):
             raise ProviderError(f"get_replicas returned {status!r}, not a ReplicaStatus")
+        self.outages.answered(function, asked_at)
         meta = self._see(function, status, asked_at)
         troubled = None if trouble is None or meta.available else Trouble()
         self.tell(function, lead, meta, trouble=troubled, news=status != seen)
@@ -123,6 +133,8 @@ class Knowledge:
         if asked_at < since:
             return None
         news = news and told.trouble is None  # a trouble is told along with an answer from before
+        if told.trouble is None:
+            self.outages.answered(function, asked_at)
         if told.status is not None:
             if self._learning is not None:
                 self._learning.learn(*function, told.status, told.age)

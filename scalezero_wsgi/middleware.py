@@ -111,6 +111,7 @@ class ScaleZeroMiddleware:
             settings.cache_expiry,
             maxsize=settings.cache_size,
             missing_expiry=settings.missing_expiry,
+            stale_if_error=settings.stale_if_error,
             clock=clock,
         )
         self._report = Reporter([EventLog(clock), *settings.hooks])
@@ -169,15 +170,13 @@ class ScaleZeroMiddleware:
             return self._app(environ, start_response)
         if not self._rules.may_wake(function, environ):
             return self._pass_down_if_warm(environ, start_response, function, path)
-        meta = self._find(function)
-        if meta is None or not meta.available or meta.expired(self._usable, arrived):
+        meta = self._warm(function)
+        if meta is None:
             try:
                 meta = self._hold(function, environ, arrived)
             except ScaleZeroError as error:
                 return self._refuse(error, environ, start_response, function)
             return self._pass_down_late(environ, start_response, meta, arrived, path)
-        if meta.expired(self._expiry, arrived):
-            self.scaler.refresh(function)
         environ[WAITED] = 0.0
         return self._pass_down(environ, start_response, meta, arrived, path)
 
@@ -219,8 +218,6 @@ class ScaleZeroMiddleware:
             error = self._why_not(function, before)
             return self._refuse(error, environ, start_response, function)
         now = self._clock()
-        if meta.expired(self._expiry, now):
-            self.scaler.refresh(function)
         if not self._rules.may_be_woken(function):  # its requests are a use of it all the same
             environ[WAITED] = 0.0
             return self._pass_down(environ, start_response, meta, now, path, last=True)
@@ -255,9 +252,14 @@ class ScaleZeroMiddleware:
         )
 
     def _warm(self, function: Function) -> FunctionMeta | None:
-        meta = self._find(function)
-        if meta is None or not meta.available or meta.expired(self._usable, self._clock()):
+        """The entry by which a request may be passed down at once; asked for again when it is not fresh."""
+        meta, now = self._find(function), self._clock()
+        if meta is None or not meta.available:
             return None
+        if meta.expired(self._usable, now):
+            return self.scaler.stale_if_error(function)
+        if meta.expired(self._expiry, now):
+            self.scaler.refresh(function)
         return meta
 
     def _is_known(self, function: Function) -> bool:

@@ -27,15 +27,16 @@ from .model import (
     ProviderSilent,
     TooManyWaiting,
 )
+from .outages import SILENT
 from .providers.base import DoubtingProvider, Provider
 from .single_flight import Flight, SingleFlight
-from .wake import Wake
+from .wake import PROVIDER_PATIENCE, Wake
 
 LINGER = 60.0
 """Seconds for which a flight goes on after the last deadline of those who waited."""
 
-REFRESH_PAUSE = 0.5
-"""Seconds without another background refresh after one that failed."""
+OUTAGE_PATIENCE = 0.5
+"""Seconds for which a request waits for a provider that has failed for longer than ``PROVIDER_PATIENCE``."""
 
 FOLLOW = 5.0
 """Seconds for which a refresh keeps the others waiting, and waits for another's."""
@@ -71,16 +72,16 @@ class FunctionScaler:
         self._provider = provider
         self._cache = cache
         self._report = report or Reporter()
-        self._knowledge = Knowledge(provider, cache, self._report, clock)
         self._fleet = fleet or Fleet(None, self._report, clock)
         self._clock = clock
         # Looked up late: gevent may replace time.sleep after this line has run.
         self._sleep = sleep or (lambda duration: time.sleep(duration))
         self._jitter = jitter or random.SystemRandom().random
+        self._knowledge = Knowledge(provider, cache, self._report, clock, self._jitter)
+        self._outages = self._knowledge.outages
         self._wakes: SingleFlight[Function, FunctionMeta] = SingleFlight("scalezero-wake", MAX_LEADERS, clock)
         self._refreshes: SingleFlight[Function, None] = SingleFlight("scalezero-refresh", MAX_LEADERS, clock)
         self._durations: Bounded[Function, tuple[float, ...]] = Bounded(10_000)
-        self._refresh_after: Bounded[Function, float] = Bounded(10_000)
 
     # What the door asks for
 
@@ -125,27 +126,56 @@ class FunctionScaler:
             raise FunctionNotFound(*function)
         return self._wakes.join(function, partial(self._wake, function, since), until + LINGER)
 
-    def look(self, function: Function, timeout: float) -> None:
+    def look(self, function: Function, timeout: float) -> ProviderError | None:
         """Have the function's status asked for, without waking it, and wait for that.
 
         :param timeout: seconds that all who look may wait in all: with a provider that hangs, those who come
             later do not wait.
+        :return: what the matter is with the provider, if it has not told.
         """
         flight = self._look(function)
-        if flight is not None:
-            flight.wait(flight.begun + timeout - self._clock())
+        if flight is not None and not flight.wait(flight.begun + timeout - self._clock()):
+            return ProviderSilent("the provider does not answer")
+        return self._outages.error(function)
 
     def refresh(self, function: Function) -> None:
         """Ask for the function's status in the background, unless that is being done. Never blocks."""
         if not self._refreshes.under_way(function):
             self._look(function)
 
+    def stale_if_error(self, function: Function) -> FunctionMeta | None:
+        """The entry of a function last seen up whose provider fails, or has been silent for a second: it is
+        to be served. Has it asked for again in the background. Never blocks."""
+        meta = self._cache.last_seen_up(function)
+        if meta is None:
+            return None
+        if self._outages.since(function) is None:
+            flight = self._refreshes.flight(function)
+            if flight is None or self._clock() <= flight.begun + SILENT:
+                return None
+            self._outages.failed(function, ProviderSilent("it does not answer"))
+        self.refresh(function)
+        self._outages.serve(function)
+        return meta
+
+    def give_way(self, function: Function, error: ProviderError) -> None:
+        """Note that a function last seen up is served, since its provider was just seen to fail."""
+        if self._outages.since(function) is None:
+            self._outages.failed(function, error)
+        self._outages.serve(function)
+
+    def patience(self, function: Function) -> float:
+        """Seconds for which it makes sense to wait for the provider: few when it has failed for long."""
+        since = self._outages.since(function)
+        if since is None:
+            return math.inf
+        return max(OUTAGE_PATIENCE, since + PROVIDER_PATIENCE - self._clock())
+
     def _look(self, function: Function) -> Flight[None] | None:
-        now = self._clock()
-        if self._cache.is_missing(function) or now < (self._refresh_after.get(function) or -math.inf):
+        if self._cache.is_missing(function) or self._outages.resting(function):
             return None
         try:
-            return self._refreshes.join(function, partial(self._refresh, function), now + LINGER)
+            return self._refreshes.join(function, partial(self._refresh, function), self._clock() + LINGER)
         except TooManyWaiting as error:
             self._report(ProviderFailed(function, error))
             return None
@@ -176,6 +206,10 @@ class FunctionScaler:
         """Since when the function is being woken, in monotonic seconds; ``None`` if it is not."""
         flight = self._wakes.flight(function)
         return None if flight is None else flight.begun
+
+    def flight(self, function: Function) -> Flight[FunctionMeta] | None:
+        """The flight that wakes the function, or asks whether it has to be woken; ``None``: there is none."""
+        return self._wakes.flight(function)
 
     def time_left(self, function: Function) -> float:
         """Seconds that a start under way will probably still take; 1 when nothing tells."""
@@ -211,8 +245,8 @@ class FunctionScaler:
         def follow(told: Known, news: bool) -> bool | None:
             if self._knowledge.take(function, told, news) is not None:
                 return True
-            if told.trouble is not None and told.trouble.age <= REFRESH_PAUSE:
-                self._refresh_after.set(function, self._clock() - told.trouble.age + REFRESH_PAUSE)
+            if told.trouble is not None and told.trouble.age <= self._outages.pause(function):
+                self._outages.failed(function, ProviderError("it fails another worker: see its log"))
                 return True
             return None
 
@@ -229,7 +263,7 @@ class FunctionScaler:
         except (FunctionNotFound, NotAvailable):
             pass
         except ProviderError as error:
-            self._refresh_after.set(function, self._clock() + REFRESH_PAUSE)
+            self._outages.failed(function, error)
             self._report(ProviderFailed(function, error))
 
     def _pause(self, duration: float) -> None:

@@ -35,6 +35,7 @@ class SettingKeywords(TypedDict, total=False):
     names: str
     cache_expiry: Duration
     stale_for: Duration
+    stale_if_error: Duration
     missing_expiry: Duration
     cache_size: int
     max_wait: Duration
@@ -63,6 +64,8 @@ class Settings:
     :param names: which names are allowed: ``"dns"`` or ``"openfaas"`` (wider).
     :param cache_expiry: for how long a replica count counts as fresh.
     :param stale_for: for how long after that it may still be served, while one refresh runs behind it.
+    :param stale_if_error: for how long it may be served while the provider fails or is silent, unless the
+        application could not reach the function since.
     :param missing_expiry: for how long an unknown function is remembered as unknown.
     :param cache_size: how many functions are remembered.
     :param max_wait: for how long one request is held. Below gunicorn's time-out of 30 s on purpose.
@@ -94,6 +97,7 @@ class Settings:
     names: str = "dns"
     cache_expiry: float = 0.25
     stale_for: float = 5.0
+    stale_if_error: float = 600.0
     missing_expiry: float = 1.0
     cache_size: int = MAXSIZE
     max_wait: float = 25.0
@@ -313,6 +317,7 @@ _READERS: dict[str, Callable[[object], object]] = {
     "names": _names,
     "cache_expiry": seconds,
     "stale_for": seconds,
+    "stale_if_error": seconds,
     "missing_expiry": seconds,
     "cache_size": _count,
     "max_wait": _positive_duration,

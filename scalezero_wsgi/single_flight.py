@@ -24,14 +24,16 @@ class Flight(Generic[T]):
     :ivar begun: monotonic seconds at which it began.
     :ivar until: monotonic seconds after which the leader should end; later joiners move it on.
     :ivar trouble: the error that the leader met last, while it still tries.
+    :ivar starting: whether it is known by now that the call takes long: something has to start.
     """
 
-    __slots__ = ("_error", "_landed", "_value", "begun", "trouble", "until")
+    __slots__ = ("_error", "_landed", "_value", "begun", "starting", "trouble", "until")
 
     def __init__(self, begun: float, until: float) -> None:
         self.begun = begun
         self.until = until
         self.trouble: Exception | None = None
+        self.starting = False
         self._landed = threading.Event()
         self._value: T
         self._error: BaseException | None = None

@@ -21,11 +21,13 @@ from .model import (
     Function,
     FunctionNotFound,
     NotAvailable,
+    ProviderError,
     ProviderSilent,
     StillStarting,
     TooManyWaiting,
     WorkerStopping,
 )
+from .outages import SILENT
 from .per_process import PerProcess
 from .preferences import Preferences, is_navigation, parse_prefer
 from .scaler import FunctionScaler
@@ -147,7 +149,14 @@ class Waiting:
                 function, deadline(), since=since, wait=self._waiter(function, deadline, look)
             )
             self._release_gradually(meta, arrived, deadline(), look)
-        except (NotAvailable, ProviderSilent) as error:
+        except (NotAvailable, ProviderError) as error:
+            stale = self._last_seen_up(function, since)
+            if stale is not None:
+                silent = ProviderSilent("the provider does not answer")
+                self._scaler.give_way(function, error if isinstance(error, ProviderError) else silent)
+                return stale
+            if not isinstance(error, (NotAvailable, ProviderSilent)):
+                raise
             max_wait = self.max_wait(function)
             if wish == "respond-async" or (wish == "page" and at_most <= max_wait):
                 raise self._still_starting(function, arrived, wish) from None
@@ -161,21 +170,51 @@ class Waiting:
     def _without_a_place(
         self, function: Function, wish: str | None, arrived: float, since: float
     ) -> FunctionMeta:
-        """The way of a request that may not wait. If only a warm entry has lapsed, it passes."""
+        """Answer a request that may not wait for a start: it is refused only if there has to be one."""
+        error = self._ask(function, arrived)
+        meta = self._cache.find(function)
+        asked_after = max(since, arrived - self._cache.expiry)
+        if meta is not None and meta.available and meta.last_refresh >= asked_after:
+            return meta
+        stale = self._last_seen_up(function, since)
+        if stale is not None and error is not None:
+            self._scaler.give_way(function, error)
+            return stale
+        if self._cache.is_missing(function):
+            raise FunctionNotFound(*function)
         starting = self._scaler.begun_at(function) is not None
-        if not starting:
-            self._scaler.look(function, GRACE)
-            meta = self._cache.find(function)
-            asked_after = max(since, arrived - self._cache.expiry)
-            if meta is not None and meta.available and meta.last_refresh >= asked_after:
-                return meta
-            if self._cache.is_missing(function):
-                raise FunctionNotFound(*function)
         if wish == "respond-async":  # needs no place
             self._scaler.start(function, arrived)
             raise self._still_starting(function, arrived, wish)
         left = self._scaler.time_left(function) if starting else self._scaler.expected_start(function)
         raise TooManyWaiting(f"no place is left for a request for {function}", left or 1.0)
+
+    def _ask(self, function: Function, arrived: float) -> ProviderError | None:
+        """Wait until the provider has told whether the function is up, but not for a start.
+
+        :return: what the matter is with the provider, if it does not tell.
+        """
+        while True:
+            meta, flight = self._cache.find(function), self._scaler.flight(function)
+            up = meta is not None and meta.available
+            left = arrived + (SILENT if up else GRACE) - self._clock()
+            if flight is None:
+                return self._scaler.look(function, left)
+            if flight.starting or left <= 0 or flight.wait(min(LOOK_EVERY / 5, left)):
+                return self._failing(flight)
+
+    def _failing(self, flight: Flight[FunctionMeta]) -> ProviderError | None:
+        """What the matter is with the provider that a flight asks, as far as can be told."""
+        trouble = flight.trouble  # read once: the leader changes it
+        if isinstance(trouble, ProviderError) and not isinstance(trouble, ProviderSilent):
+            return trouble
+        if not flight.starting and self._clock() >= flight.begun + SILENT:
+            return ProviderSilent("the provider does not answer")
+        return None
+
+    def _last_seen_up(self, function: Function, since: float) -> FunctionMeta | None:
+        meta = self._cache.last_seen_up(function)
+        return meta if meta is not None and meta.last_refresh >= since else None
 
     def _still_starting(self, function: Function, arrived: float, wish: str) -> StillStarting:
         return StillStarting(function, self._clock() - arrived, self._scaler.time_left(function), wish)
@@ -217,12 +256,18 @@ class Waiting:
         self, function: Function, deadline: Callable[[], float], look: Callable[[], None]
     ) -> Callable[[Flight[FunctionMeta]], bool]:
         def wait(flight: Flight[FunctionMeta]) -> bool:
+            joined_at = self._clock()
             while True:
                 if flight.wait(min(self._pause(), deadline() - self._clock())):
                     return True
                 until = deadline()
                 if self._clock() >= until:
                     return False
+                failing, stale = self._failing(flight), self._cache.last_seen_up(function)
+                if failing is not None and stale is not None and stale.last_refresh < flight.begun:
+                    raise failing
+                if self._clock() >= joined_at + self._scaler.patience(function):
+                    raise failing or ProviderSilent("the provider does not answer")
                 look()
                 if until > flight.until:  # a label allows more than the setting with which we joined
                     self._scaler.start(function, until)

@@ -85,6 +85,8 @@ class Wake:
         :raises ScaleZeroError: there is one, and it is not a replica.
         """
         self._flight.trouble = self._trouble_of(told)
+        if told.status is not None and not told.status.available_replicas:
+            self._flight.starting = True
         meta = self._knowledge.take(self._function, told, news, self._since)
         if meta is not None and meta.available:
             start = told.start
@@ -131,7 +133,7 @@ class Wake:
             if meta.available:
                 self._arrive(meta)
                 return meta
-            self._met_unavailable = True
+            self._met_unavailable = self._flight.starting = True
             lead.check()  # first: what a replaced leader sees late may be of a start that others got over
             self._check_failure(meta)
             if self._must_request(meta.status):

@@ -11,6 +11,8 @@ from scalezero_wsgi.events import (
     EventLog,
     FunctionEvent,
     FunctionReady,
+    OutageBegan,
+    OutageEnded,
     ProviderFailed,
     Reporter,
     RequestReplayed,
@@ -172,7 +174,11 @@ def test_the_hooks_are_those_of_the_beginning() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [ScaleRequested, FunctionReady, WaitGivenUp, StartFailed, ProviderFailed, RequestReplayed]
+    "kind",
+    [
+        *(ScaleRequested, FunctionReady, WaitGivenUp, StartFailed, ProviderFailed, RequestReplayed),
+        *(OutageBegan, OutageEnded),
+    ],
 )
 def test_an_event_is_a_frozen_slotted_dataclass_that_names_its_function(kind: type[FunctionEvent]) -> None:
     names = [field.name for field in dataclasses.fields(kind)]
@@ -188,3 +194,21 @@ def test_a_providers_trouble_is_one_line_for_all_functions(caplog: pytest.LogCap
     for number in range(50):
         log(ProviderFailed(Function(f"fn-{number}"), ProviderError("down")))
     assert len(caplog.records) == 1
+
+
+def test_an_outage_is_one_line_at_its_begin_and_one_at_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    log = EventLog(clock)
+    for number in range(50):
+        function = Function(f"fn-{number}")
+        log(OutageBegan(function, ProviderError("refused")))
+        log(ProviderFailed(function, ProviderError("refused")))
+        clock.advance(10)
+    log(OutageEnded(Function("fn-7"), 500.0))
+    log(OutageEnded(Function("fn-8"), 500.0))
+    assert caplog.messages == [
+        "the provider fails (refused); functions last seen up go on being served, fn-0 first",
+        "the provider answers again after 500 s",
+    ]
+    log(ProviderFailed(HELLO, ProviderError("refused")))
+    assert len(caplog.messages) == 3

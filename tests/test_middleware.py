@@ -29,7 +29,7 @@ from scalezero_wsgi import (
     by_header,
     by_host,
 )
-from scalezero_wsgi.events import Event, RequestReplayed
+from scalezero_wsgi.events import Event, OutageBegan, OutageEnded, RequestReplayed
 from scalezero_wsgi.providers import CallbackProvider
 from tests.clock import Clock, MovingClock
 from tests.fakes import STARTING, UP, ZERO, Fleet, ScriptedProvider
@@ -77,6 +77,13 @@ def ask(app: Any, path: str = "/function/hello", **options: Any) -> tuple[str, d
         if hasattr(result, "close"):
             result.close()
     return head[0], dict(head[1]), b"".join(pieces)
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def in_flight(door: ScaleZeroMiddleware, name: str = "hello") -> int:
@@ -233,14 +240,78 @@ class TestStaleEntries:
 
     def test_they_are_served_while_the_provider_is_down_but_not_for_ever(self) -> None:
         clock = MovingClock()
+        events: list[Event] = []
+        provider = ScriptedProvider(UP, ProviderError("down"))
         door = ScaleZeroMiddleware(
-            App(), ScriptedProvider(UP, ProviderError("down")), clock=clock, max_wait=0.3
+            App(), provider, clock=clock, max_wait=0.3, stale_if_error="1m", hooks=[events.append]
         )
         ask(door)
         clock.advance(4.9)
-        assert ask(door)[0] == "200 OK"
-        clock.advance(0.5)
+        for _ in range(5):
+            assert ask(door)[0] == "200 OK"
+            clock.advance(10)
+        assert [type(event) for event in events if isinstance(event, (OutageBegan, OutageEnded))] == [
+            OutageBegan
+        ]
+        clock.advance(10)
         assert ask(door)[0] == "502 BAD GATEWAY"
+
+    def test_the_first_after_a_pause_is_served_too_when_the_provider_is_found_to_be_down(self) -> None:
+        clock, provider = MovingClock(), ScriptedProvider(UP, ProviderError("down"))
+        door = ScaleZeroMiddleware(App(), provider, clock=clock)
+        ask(door)
+        clock.advance(60)
+        assert ask(door)[0] == "200 OK"
+
+    def test_or_when_it_has_been_silent_for_a_second(self) -> None:
+        clock, gate = MovingClock(), threading.Event()
+        provider = ScriptedProvider(UP, lambda: UP if gate.wait(10) else ZERO)
+        door = ScaleZeroMiddleware(App(), provider, clock=clock)
+        ask(door)
+        clock.advance(60)
+        begun = time.monotonic()
+        assert ask(door)[0] == "200 OK"
+        assert 0.9 < time.monotonic() - begun < 5
+        begun = time.monotonic()
+        for _ in range(100):
+            assert ask(door)[0] == "200 OK"
+        assert time.monotonic() - begun < 0.5
+        gate.set()
+
+    def test_not_one_that_the_app_could_not_reach_meanwhile(self) -> None:
+        clock = MovingClock()
+        provider = ScriptedProvider(UP, ProviderError("down"))
+        door = ScaleZeroMiddleware(App("200 OK", "200 OK", "503 Service Unavailable"), provider, clock=clock)
+        ask(door)
+        clock.advance(10)
+        assert ask(door)[0] == "200 OK"
+        clock.advance(10)  # by now the outage has lasted: nobody waits long for the provider
+        for expected in ("503 Service Unavailable", "502 BAD GATEWAY", "502 BAD GATEWAY"):
+            begun = time.monotonic()
+            assert ask(door)[0] == expected
+            assert time.monotonic() - begun < 1.0
+
+    def test_when_the_provider_answers_again_that_is_said_once(self) -> None:
+        clock, events = MovingClock(), list[Event]()
+        provider = ScriptedProvider(UP, ProviderError("down"), ProviderError("down"), UP)
+        door = ScaleZeroMiddleware(App(), provider, clock=clock, hooks=[events.append])
+        ask(door)
+        for _ in range(6):
+            clock.advance(20)
+            assert ask(door)[0] == "200 OK"
+            eventually(lambda: not door.scaler._refreshes.under_way(Function("hello")))
+        outages = [event for event in events if isinstance(event, (OutageBegan, OutageEnded))]
+        assert [type(event) for event in outages] == [OutageBegan, OutageEnded]
+
+    def test_a_request_that_wakes_nothing_is_served_too(self) -> None:
+        clock = MovingClock()
+        provider = ScriptedProvider(UP, ProviderError("down"))
+        door = ScaleZeroMiddleware(App(), provider, clock=clock, no_wake=["method=OPTIONS"])
+        ask(door)
+        for _ in range(3):
+            clock.advance(20)
+            ask(door)
+            assert ask(door, method="OPTIONS")[0] == "200 OK"
 
     def test_a_refresh_that_finds_zero_makes_the_function_cold(self) -> None:
         clock = Clock()

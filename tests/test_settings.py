@@ -15,7 +15,7 @@ from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.events import Event
 
 NAMES = [field.name for field in dataclasses.fields(Settings)]
-DURATIONS = ["cache_expiry", "stale_for", "missing_expiry", "max_wait"]
+DURATIONS = ["cache_expiry", "stale_for", "stale_if_error", "missing_expiry", "max_wait"]
 OPTIONAL = [
     "max_waiting",
     "max_waiting_per_function",
@@ -227,6 +227,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "names": "dns",
         "cache_expiry": 0.25,
         "stale_for": 5.0,
+        "stale_if_error": 600.0,
         "missing_expiry": 1.0,
         "cache_size": 10_000,
         "max_wait": 25.0,
@@ -294,6 +295,7 @@ def test_every_setting_that_a_string_can_say_comes_from_the_environment() -> Non
         "SCALEZERO_NAMES": "openfaas",
         "SCALEZERO_CACHE_EXPIRY": "500ms",
         "SCALEZERO_STALE_FOR": "1m",
+        "SCALEZERO_STALE_IF_ERROR": "1h",
         "SCALEZERO_MISSING_EXPIRY": "3",
         "SCALEZERO_CACHE_SIZE": "500",
         "SCALEZERO_MAX_WAIT": "1m30s",
@@ -320,6 +322,7 @@ def test_every_setting_that_a_string_can_say_comes_from_the_environment() -> Non
         names="openfaas",
         cache_expiry=0.5,
         stale_for=60.0,
+        stale_if_error=3600.0,
         missing_expiry=3.0,
         cache_size=500,
         max_wait=90.0,

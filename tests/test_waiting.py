@@ -141,6 +141,11 @@ class Request:
     def waits(self) -> bool:
         return self._thread.is_alive()
 
+    def ended_by(self, seconds: float) -> bool:
+        """Whether it ends within so many seconds from when it began."""
+        self._thread.join(max(0.0, self.begun + seconds - time.monotonic()))
+        return not self.waits
+
     def outcome(self) -> Outcome:
         self._thread.join(PATIENCE)
         assert not self.waits
@@ -453,6 +458,49 @@ class TestWithoutAPlace:
         bench, _ = self.scene(FunctionNotFound("hello"))
         with pytest.raises(FunctionNotFound):
             bench.hold()
+
+    def test_of_a_burst_on_a_function_last_seen_up_nobody_is_refused(self) -> None:
+        """Its one query holds those who have no place as well: nothing has to start, as far as is known."""
+        for places_are_free in (False, True):
+            asked, gate = threading.Event(), threading.Event()
+
+            def slowly(asked: threading.Event = asked, gate: threading.Event = gate) -> ReplicaStatus:
+                asked.set()
+                gate.wait(PATIENCE)
+                return UP
+
+            clock = MovingClock()
+            provider = ScriptedProvider(UP, slowly)
+            bench = Bench(provider, clock, max_waiting=2)
+            bench.hold()
+            clock.advance(60.0)
+            if not places_are_free:
+                bench.waiting._places.get().take(OTHER, 2, 2)
+                bench.waiting._places.get().take(OTHER, 2, 2)
+            requests = [bench.begin() for _ in range(30)]
+            assert asked.wait(PATIENCE)
+            gate.set()
+            assert all(request.outcome().available for request in requests)  # type: ignore[union-attr]
+            assert len(provider.queries) == 2
+
+    def test_but_those_for_whom_it_turns_out_to_be_at_zero(self) -> None:
+        asked, gate = threading.Event(), threading.Event()
+
+        def slowly() -> ReplicaStatus:
+            asked.set()
+            gate.wait(PATIENCE)
+            return ZERO
+
+        clock = MovingClock()
+        bench = Bench(ScriptedProvider(UP, slowly, STARTING), clock, max_waiting=2)
+        bench.hold()
+        clock.advance(60.0)
+        requests = [bench.begin() for _ in range(10)]
+        assert asked.wait(PATIENCE)
+        gate.set()
+        refused = [request for request in requests if request.ended_by(SOON)]
+        assert len(refused) == 8
+        assert all(isinstance(request.outcome(), TooManyWaiting) for request in refused)
 
     def test_a_provider_that_hangs_or_fails_delays_the_refusal_by_no_more_than_a_moment(self) -> None:
         gate = threading.Event()

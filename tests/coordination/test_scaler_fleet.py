@@ -13,7 +13,8 @@ from scalezero_wsgi.coordination.fleet import BEAT, LEASE, RETELL
 from scalezero_wsgi.events import CoordinationLost, CoordinationRestored, FunctionReady, StartFailed
 from scalezero_wsgi.function_cache import FunctionMeta
 from scalezero_wsgi.model import NotAvailable, ProviderSilent
-from scalezero_wsgi.scaler import FOLLOW, REFRESH_PAUSE
+from scalezero_wsgi.outages import FIRST_PAUSE, LONGEST_PAUSE
+from scalezero_wsgi.scaler import FOLLOW
 from scalezero_wsgi.single_flight import Flight
 from scalezero_wsgi.starts import SETTLE
 from scalezero_wsgi.wake import PROVIDER_PATIENCE, SILENT
@@ -515,10 +516,26 @@ class TestRefresh:
         world.answer(ProviderError("500"))
         for _ in range(5):
             for worker in world.workers:
-                if world.clock() >= (worker.scaler._refresh_after.get(HELLO) or 0.0):
+                if not worker.scaler._outages.resting(HELLO):
                     worker.refresh()
-            world.pass_time(REFRESH_PAUSE / 10)
+            world.pass_time(FIRST_PAUSE / 10)
         assert world.provider.queries == 1
+
+    def test_one_that_fails_again_and_again_is_asked_less_and_less_by_the_whole_fleet(self) -> None:
+        world = World(4)
+        world.answer(ProviderError("500"))
+        asked: list[float] = []
+        while world.clock() < 120.0:
+            for worker in world.workers:
+                if not worker.scaler._outages.resting(HELLO) and not worker.busy("refresh"):
+                    worker.refresh()
+            queries = world.provider.queries
+            world.pass_time(0.05)
+            asked += [world.clock()] * (world.provider.queries - queries)
+        pauses = [later - earlier for earlier, later in itertools.pairwise(asked)]
+        assert pauses[0] >= FIRST_PAUSE
+        assert min(pauses[6:]) >= LONGEST_PAUSE / 2
+        assert len(asked) <= 20
 
     def test_a_fresh_status_is_taken_although_the_leader_has_a_trouble_besides(self) -> None:
         world = World(1)

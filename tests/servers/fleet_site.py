@@ -1,7 +1,8 @@
 """A site for several workers, who have nothing in common but the files under ``$FLEET``.
 
 Every call to the provider leaves a line in ``calls``. A function ``warm…`` is up; any other one is up
-``$START`` seconds after it was scaled up. A call takes as many seconds as the file ``slow`` says.
+``$START`` seconds after it was scaled up. A call takes as many seconds as the file ``slow`` says, and fails
+while there is a file ``down``. A function whose ``.started`` file is removed is at zero.
 """
 
 from __future__ import annotations
@@ -26,6 +27,17 @@ def note(call: str, name: str) -> None:
         calls.write(f"{call} {name} {os.getpid()} {time.monotonic()}\n")
 
 
+def started_at(name: str) -> float | None:
+    try:
+        return float((FLEET / f"{name}.started").read_text())
+    except FileNotFoundError:
+        return None
+
+
+def is_up(started: float | None) -> bool:
+    return started is not None and time.monotonic() >= started + START
+
+
 class Files:
     """A provider for several processes."""
 
@@ -33,13 +45,12 @@ class Files:
         note("get", name)
         with contextlib.suppress(FileNotFoundError):
             time.sleep(float((FLEET / "slow").read_text() or "0"))
+        if (FLEET / "down").exists():
+            raise ConnectionError("the provider is down")
         if name.startswith("warm"):
             return ReplicaStatus(1, 1)
-        try:
-            started = float((FLEET / f"{name}.started").read_text())
-        except FileNotFoundError:
-            return ReplicaStatus(0, 0)
-        return ReplicaStatus(1, int(time.monotonic() >= started + START))
+        started = started_at(name)
+        return ReplicaStatus(0, 0) if started is None else ReplicaStatus(1, int(is_up(started)))
 
     def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
         note("set", name)
@@ -63,6 +74,20 @@ def bare() -> Any:
 def wrapped() -> Any:
     """The same behind the middleware."""
     return ScaleZeroMiddleware(bare(), Files(), settings=Settings.from_environ())
+
+
+def proxy() -> Any:
+    """An application that reaches what is up and answers 503 for what is not, behind the middleware."""
+
+    def reach(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        name = environ["PATH_INFO"].split("/")[2]
+        up = name.startswith("warm") or is_up(started_at(name))
+        body = f"{os.getpid()}\n".encode()
+        headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))]
+        start_response("200 OK" if up else "503 Service Unavailable", headers)
+        return [body]
+
+    return ScaleZeroMiddleware(reach, Files(), settings=Settings.from_environ())
 
 
 def make() -> Any:

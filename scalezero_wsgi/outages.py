@@ -1,0 +1,106 @@
+"""The functions whose provider fails or is silent, and when it is asked again.
+
+Meanwhile a function that was last seen up goes on being served: *stale if error*, RFC 5861 section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .backoff import backoff_step
+from .bounded import Bounded
+from .events import OutageBegan, OutageEnded, Reporter
+from .model import Function, ProviderError
+
+MAXSIZE = 10_000
+
+SILENT = 1.0
+"""Seconds after which a provider that has not answered counts as failing."""
+
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 15.0
+"""Seconds without another query after one that failed; they double from one to the other."""
+
+
+class _Outage(NamedTuple):
+    """Since when the provider fails for a function, and until when it is left alone."""
+
+    error: ProviderError
+    since: float
+    failed_at: float
+    failures: int
+    retry_at: float
+    served: bool
+
+
+class Outages:
+    """Which functions the provider cannot tell of at present. Safe for threads.
+
+    :param clock: monotonic seconds.
+    :param report: is told when a function is first served in spite of its provider, and when it need not be
+        any more.
+    :param jitter: a number from 0 to 1 for each pause.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        report: Reporter,
+        jitter: Callable[[], float],
+    ) -> None:
+        self._clock = clock
+        self._report = report
+        self._jitter = jitter
+        self._outages: Bounded[Function, _Outage] = Bounded(MAXSIZE)
+
+    def since(self, function: Function) -> float | None:
+        """Since when the provider has failed without a break, in monotonic seconds; ``None``: it has not."""
+        outage = self._outages.get(function)
+        return None if outage is None else outage.since
+
+    def error(self, function: Function) -> ProviderError | None:
+        """What the provider failed with last; ``None``: it answers."""
+        outage = self._outages.get(function)
+        return None if outage is None else outage.error
+
+    def resting(self, function: Function) -> bool:
+        """Whether the provider is left alone for a while."""
+        outage = self._outages.get(function)
+        return outage is not None and self._clock() < outage.retry_at
+
+    def pause(self, function: Function) -> float:
+        """For how many seconds the provider is left alone after the next failure, on the average."""
+        outage = self._outages.get(function)
+        return backoff_step(1 if outage is None else outage.failures + 1, FIRST_PAUSE, LONGEST_PAUSE)
+
+    def failed(self, function: Function, error: ProviderError) -> None:
+        """Note that the provider failed, here or in another worker."""
+        now = self._clock()
+        retry_at = now + self.pause(function) * (0.75 + self._jitter() / 2)
+
+        def count(known: _Outage | None) -> _Outage:
+            if known is None:
+                return _Outage(error, now, now, 1, retry_at, served=False)
+            return known._replace(error=error, failed_at=now, failures=known.failures + 1, retry_at=retry_at)
+
+        self._outages.change(function, count)
+
+    def serve(self, function: Function) -> None:
+        """Note that the function is served although its provider fails; it was noted that it does."""
+        outage = self._outages.get(function)
+        if outage is not None and not outage.served:
+            self._outages.set(function, outage._replace(served=True))
+            self._report(OutageBegan(function, outage.error))
+
+    def answered(self, function: Function, asked_at: float) -> None:
+        """Note an answer to what was asked at that moment.
+
+        One from before the last failure ends nothing, nor does one that took long: the next one would, too.
+        """
+        outage = self._outages.get(function)
+        if outage is None or asked_at < outage.failed_at or self._clock() > asked_at + SILENT:
+            return
+        self._outages.pop(function)
+        if outage.served:
+            self._report(OutageEnded(function, self._clock() - outage.since))
