@@ -260,8 +260,10 @@ class FunctionScaler:
 
         try:
             self._fleet.fly(function, lambda: flight.begun + FOLLOW, follow, lead)
-        except (FunctionNotFound, NotAvailable):
+        except FunctionNotFound:
             pass
+        except NotAvailable:  # the worker that asks has had no answer for as long
+            self._outages.failed(function, ProviderSilent("the provider does not answer another worker"))
         except ProviderError as error:
             self._outages.failed(function, error)
             self._report(ProviderFailed(function, error))

@@ -171,9 +171,9 @@ class Waiting:
         self, function: Function, wish: str | None, arrived: float, since: float
     ) -> FunctionMeta:
         """Answer a request that may not wait for a start: it is refused only if there has to be one."""
-        error = self._ask(function, arrived)
-        meta = self._cache.find(function)
         asked_after = max(since, arrived - self._cache.expiry)
+        error = self._ask(function, arrived, asked_after)
+        meta = self._cache.find(function)
         if meta is not None and meta.available and meta.last_refresh >= asked_after:
             return meta
         stale = self._last_seen_up(function, since)
@@ -189,13 +189,16 @@ class Waiting:
         left = self._scaler.time_left(function) if starting else self._scaler.expected_start(function)
         raise TooManyWaiting(f"no place is left for a request for {function}", left or 1.0)
 
-    def _ask(self, function: Function, arrived: float) -> ProviderError | None:
+    def _ask(self, function: Function, arrived: float, asked_after: float) -> ProviderError | None:
         """Wait until the provider has told whether the function is up, but not for a start.
 
+        :param asked_after: an answer to a question from before that moment does not do.
         :return: what the matter is with the provider, if it does not tell.
         """
         while True:
             meta, flight = self._cache.find(function), self._scaler.flight(function)
+            if meta is not None and meta.last_refresh >= asked_after and not meta.doubted:
+                return None
             up = meta is not None and meta.available
             left = arrived + (SILENT if up else GRACE) - self._clock()
             if flight is None:

@@ -562,6 +562,7 @@ class TestRefresh:
         worker.refresh()
         world.all_land(FOLLOW + 0.5)
         assert world.provider.queries == 0
+        assert worker.scaler._outages.since(HELLO) is not None  # as if the provider had failed this worker
 
 
 def test_a_leader_past_its_flight_is_replaced() -> None:
