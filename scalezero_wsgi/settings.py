@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from http import HTTPStatus
@@ -148,9 +149,7 @@ class Settings:
                 continue
             name = key[len(prefix) :].lower()
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {prefix}{near[0].upper() if prefix else near[0]}?" if near else ""
-                raise SettingError(f"{key} is not a setting{hint} (there are: {', '.join(known)})")
+                raise SettingError(f"{key} is not a setting; {_hint(name, known, prefix)}")
             chosen[name] = value
         return cls(**chosen)
 
@@ -169,12 +168,34 @@ class Settings:
         return cls.from_mapping(ours)
 
 
+def _hint(name: str, known: Sequence[str], prefix: str) -> str:
+    near = difflib.get_close_matches(name, known)
+    if not near:
+        return f"there are: {', '.join(known)}"
+    meant = [f"{prefix}{each.upper() if prefix else each}" for each in near]
+    return f"did you mean {' or '.join(meant)}?"
+
+
+# A segment that begins with a colon is another router's placeholder. In PATH_INFO there is no query, and
+# nothing is percent-encoded; what is not ASCII is there as bytes of UTF-8, read as latin-1 (PEP 3333).
+_ROUTE = re.compile(r"(?:/(?!\.{1,2}(?:/|$))(?!:)[-\w.~!$&'()+,;=:@\x80-\xff]+)*/?", re.ASCII)
+
+
 def _route(value: object) -> object:
     if callable(value):
         return value
-    if isinstance(value, str) and value.startswith("/"):
+    if isinstance(value, str) and value.startswith("/") and _ROUTE.fullmatch(value):
+        try:
+            value.encode("latin-1").decode("utf-8")
+        except UnicodeDecodeError:
+            meant = value.encode().decode("latin-1")
+            raise ValueError(f"{value!r} is not allowed; as a server passes it on it is {meant!r}") from None
         return value if value.endswith("/") else value + "/"
-    raise ValueError(f"{value!r} is not allowed; it must be a path that begins with '/', or a callable")
+    raise ValueError(
+        f"{value!r} is not allowed; it must be a path such as '/function/', which begins with '/' and after"
+        " which the function's name follows by itself (no '<name>', '{name}', ':name', '*', '?', '%' or"
+        " space), or a callable"
+    )
 
 
 def _names(value: object) -> object:
