@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import uuid
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -150,7 +151,8 @@ class Answers:
     def status(self, state: str, detail: str = "", progress: Progress = NO_PROGRESS) -> Response:
         """What the waking page asks for, again and again.
 
-        :param state: ``"starting"``, ``"ready"`` or ``"failed"``.
+        :param state: ``"starting"``, ``"ready"``, ``"failed"``, or ``"unknown"``: this worker cannot tell,
+            and only a request for the function will.
         """
         told = {
             "state": state,

@@ -49,6 +49,7 @@ class SettingKeywords(TypedDict, total=False):
     no_wake_status: int
     allow: Sequence[str] | None
     deny: Sequence[str]
+    wake: Sequence[str] | None
     replay: bool
     coordination: Coordination | str | None
     hooks: Sequence[Hook]
@@ -79,8 +80,11 @@ class Settings:
         ``"user-agent=…"`` with ``*`` for any text, or callables that are given ``environ``; one callable may
         stand alone.
     :param no_wake_status: what such a request is answered when its function is at zero.
-    :param allow: patterns of the functions that may be woken; ``None``: all.
-    :param deny: patterns of those that may not.
+    :param allow: patterns of the functions that are served, such as ``"hello"``, ``"job-*"`` or ``"*.prod"``;
+        ``None``: all. The others do not exist for clients: 404, and the provider is not asked.
+    :param deny: patterns of functions that are not served, whatever ``allow`` says.
+    :param wake: patterns of the functions that may be woken; ``None``: all. The others are served while they
+        are up.
     :param replay: whether a safe request that met a function at zero is passed down once more.
     :param coordination: where the workers meet: a URL, see
         :func:`~scalezero_wsgi.coordination.make_coordination`, or an object. ``None``: the
@@ -108,6 +112,7 @@ class Settings:
     no_wake_status: int = 503
     allow: tuple[str, ...] | None = None
     deny: tuple[str, ...] = ()
+    wake: tuple[str, ...] | None = None
     replay: bool = True
     coordination: Coordination | None = None
     hooks: tuple[Hook, ...] = ()
@@ -347,6 +352,7 @@ _READERS: dict[str, Callable[[object], object]] = {
     "no_wake_status": _status,
     "allow": _optional(_patterns),
     "deny": _patterns,
+    "wake": _optional(_patterns),
     "replay": _switch,
     "coordination": _optional(_coordination),
     "hooks": _hooks,

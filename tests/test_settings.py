@@ -23,6 +23,7 @@ OPTIONAL = [
     "page_after",
     "page_template",
     "allow",
+    "wake",
 ]
 
 
@@ -89,9 +90,9 @@ READINGS: list[tuple[str, object, object]] = [
     *[("no_wake_status", status, 200) for status in (200, "200", " 200 ", HTTPStatus.OK)],
     *[("no_wake_status", status, status) for status in (204, 418, 503)],
     ("allow", [], ()),
-    *[(name, ["hello", "job-*"], ("hello", "job-*")) for name in ("allow", "deny")],
-    *[(name, " hello , job-*,", ("hello", "job-*")) for name in ("allow", "deny")],
-    ("deny", (), ()),
+    *[(name, ["hello", "job-*"], ("hello", "job-*")) for name in ("allow", "deny", "wake")],
+    *[(name, " hello , job-*,", ("hello", "job-*")) for name in ("allow", "deny", "wake")],
+    *[(name, (), ()) for name in ("deny", "wake")],
     ("coordination", None, None),
     ("coordination", "", None),
     ("coordination", STORE, STORE),
@@ -139,7 +140,9 @@ WRONG: dict[str, list[object]] = {
         *({"path": "/a"}, [None], ["path=  "], b"path=/a"),
     ],
     "no_wake_status": [None, 0, 100, 101, 199, 299, 600, 999, "ok", "", 200.0, True, [], 520],
-    **{name: [1, [1], ["a", None], [""], ["  "], {"a"}, {"a": 1}, b"a"] for name in ("allow", "deny")},
+    **{
+        name: [1, [1], ["a", None], [""], ["  "], {"a"}, {"a": 1}, b"a"] for name in ("allow", "deny", "wake")
+    },
     "coordination": [1, True, [], "memory", "mysql://host", "sqlite://"],
     "hooks": [None, hook, "hook", [None], (hook, "x"), {hook}, 1],
 }
@@ -259,6 +262,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "no_wake_status": 503,
         "allow": None,
         "deny": (),
+        "wake": None,
         "replay": True,
         "coordination": None,
         "hooks": (),
@@ -329,6 +333,7 @@ def test_every_setting_that_a_string_can_say_comes_from_the_environment() -> Non
         "SCALEZERO_NO_WAKE_STATUS": "204",
         "SCALEZERO_ALLOW": "hello,job-*",
         "SCALEZERO_DENY": "job-secret",
+        "SCALEZERO_WAKE": "job-*",
         "SCALEZERO_REPLAY": "off",
         "SCALEZERO_COORDINATION": "memory://",
     }
@@ -354,6 +359,7 @@ def test_every_setting_that_a_string_can_say_comes_from_the_environment() -> Non
         no_wake_status=204,
         allow=("hello", "job-*"),
         deny=("job-secret",),
+        wake=("job-*",),
         replay=False,
     )
 
