@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
@@ -56,6 +56,7 @@ from .passing import (
     with_server_timing,
 )
 from .providers import make_provider
+from .providers.base import NamespacedProvider
 from .responses import Answers, problem_of
 from .routing import Names
 from .rules import Rules
@@ -108,7 +109,7 @@ class ScaleZeroMiddleware:
         for method in ("get_replicas", "set_replicas"):
             if not callable(getattr(provider, method, None)):
                 raise SettingError(f"provider: {provider!r} has no method {method}")
-        self.settings = settings = _settings(settings, keywords)
+        self.settings = settings = _settings(settings, keywords, provider)
         self.cache = FunctionCache(
             settings.cache_expiry,
             maxsize=settings.cache_size,
@@ -482,8 +483,25 @@ class _Call(NamedTuple):
     last: bool
 
 
-def _settings(settings: Settings | None, keywords: SettingKeywords) -> Settings:
+def _settings(settings: Settings | None, keywords: SettingKeywords, provider: Provider) -> Settings:
+    """All settings as they hold for this provider."""
+    if isinstance(settings, Mapping):
+        raise SettingError(
+            "settings: a mapping is not allowed; it must be a Settings, which is made of a mapping by"
+            " Settings.from_mapping(..., prefix='')"
+        )
+    if not isinstance(settings, Settings | None):  # not shown: it may hold a password
+        raise SettingError(f"settings: a {type(settings).__name__} is not allowed; it must be a Settings")
     chosen: dict[str, Any] = (
         {} if settings is None else {field.name: getattr(settings, field.name) for field in fields(settings)}
     )
-    return Settings.from_mapping(chosen | dict(keywords), prefix="")
+    made = Settings.from_mapping(chosen | dict(keywords), prefix="")
+    own = provider.own_namespace if isinstance(provider, NamespacedProvider) else ""
+    if made.default_namespace or own == "":
+        return made
+    try:
+        # Where the provider looks for a function without a namespace is said in words from here on: so it
+        # has one identity for the cache, the rules, the deadlines and the leases.
+        return replace(made, default_namespace=own)
+    except SettingError as error:
+        raise SettingError(f"provider: its namespace {own!r} cannot be used: {error}") from None

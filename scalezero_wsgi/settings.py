@@ -61,7 +61,8 @@ class Settings:
 
     :param route: the path under which functions are, or a callable
         ``environ -> (name, namespace) | None``.
-    :param default_namespace: of functions that are named without one.
+    :param default_namespace: of functions that are named without one. ``""``: the provider's own namespace,
+        if it has one.
     :param names: which names are allowed: ``"dns"`` or ``"openfaas"`` (wider).
     :param cache_expiry: for how long a replica count counts as fresh.
     :param stale_for: for how long after that it may still be served, while one refresh runs behind it.
@@ -136,6 +137,11 @@ class Settings:
             max_wait_of = {str(names.split(name)): duration for name, duration in self.max_wait_of.items()}
         except InvalidFunctionName as error:
             raise SettingError(f"max_wait_of: {waits_as_given!r} is not allowed: {error}") from None
+        if len(max_wait_of) < len(self.max_wait_of):
+            raise SettingError(
+                f"max_wait_of: {waits_as_given!r} is not allowed: it names a function twice, for a name"
+                f" without a namespace is in {self.default_namespace!r}"
+            )
         object.__setattr__(self, "max_wait_of", max_wait_of)
 
     @classmethod

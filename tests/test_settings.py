@@ -10,9 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from scalezero_wsgi import SettingError, Settings, by_header
+from scalezero_wsgi import ScaleZeroMiddleware, SettingError, Settings, by_header
 from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.events import Event
+from scalezero_wsgi.providers import CallbackProvider
 
 NAMES = [field.name for field in dataclasses.fields(Settings)]
 DURATIONS = ["cache_expiry", "stale_for", "missing_expiry", "max_wait"]
@@ -267,6 +268,33 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "coordination": None,
         "hooks": (),
     }
+
+
+def test_no_two_entries_of_max_wait_of_are_for_one_function() -> None:
+    with pytest.raises(SettingError, match=r"max_wait_of: \{'slow'.* names a function twice.* in 'fn'"):
+        Settings(max_wait_of={"slow": 40, "slow.fn": 50}, default_namespace="fn")
+
+
+def door(given: object) -> ScaleZeroMiddleware:
+    return ScaleZeroMiddleware(
+        lambda *_: [],
+        CallbackProvider(scale_up=print),
+        settings=given,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("given", [{}, {"max_wait": 3}, {"coordination": "redis://:secret@host"}])
+def test_a_mapping_given_as_settings_is_refused_with_the_way_to_make_them(given: object) -> None:
+    with pytest.raises(SettingError) as caught:
+        door(given)
+    assert "Settings.from_mapping(..., prefix='')" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["max_wait=3", 7, [("max_wait", 3)], Settings])
+def test_what_else_is_given_as_settings_is_refused(given: object) -> None:
+    with pytest.raises(SettingError, match=r"^settings: .* is not allowed; it must be a Settings$"):
+        door(given)
 
 
 def test_settings_are_frozen_and_take_keywords_only() -> None:
