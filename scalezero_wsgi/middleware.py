@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
@@ -30,6 +30,7 @@ from .events import EventLog, Reporter, RequestReplayed, WaitGivenUp
 from .function_cache import FunctionCache, FunctionMeta
 from .model import (
     Function,
+    FunctionFailed,
     FunctionNotFound,
     InvalidFunctionName,
     MayNotWake,
@@ -55,12 +56,14 @@ from .passing import (
     with_server_timing,
 )
 from .providers import make_provider
+from .providers.base import NamespacedProvider
 from .responses import Answers, problem_of
 from .routing import Names
 from .rules import Rules
 from .scaler import FunctionScaler
 from .settings import SettingKeywords, Settings
 from .waiting import Waiting
+from .wake import SILENT
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -106,7 +109,7 @@ class ScaleZeroMiddleware:
         for method in ("get_replicas", "set_replicas"):
             if not callable(getattr(provider, method, None)):
                 raise SettingError(f"provider: {provider!r} has no method {method}")
-        self.settings = settings = _settings(settings, keywords)
+        self.settings = settings = _settings(settings, keywords, provider)
         self.cache = FunctionCache(
             settings.cache_expiry,
             maxsize=settings.cache_size,
@@ -120,7 +123,9 @@ class ScaleZeroMiddleware:
         self.scaler = FunctionScaler(provider, self.cache, report=self._report, fleet=fleet, clock=clock)
         self._waiting = Waiting(self.scaler, self.cache, settings, clock)
         self._names = Names(settings.names, settings.default_namespace)
-        self._rules = Rules(settings.no_wake, settings.allow, settings.deny, settings.default_namespace)
+        self._rules = Rules(
+            settings.no_wake, settings.allow, settings.deny, settings.wake, settings.default_namespace
+        )
 
         self._app = app
         self._clock = clock
@@ -166,6 +171,8 @@ class ScaleZeroMiddleware:
             function = self._route(environ, path)
         except InvalidFunctionName as error:
             return self._answers.respond(error, environ)(environ, start_response)
+        except FunctionNotFound as error:
+            return self._refuse(error, environ, start_response, error.function)
         if function is None:
             return self._app(environ, start_response)
         if not self._rules.may_wake(function, environ):
@@ -272,38 +279,82 @@ class ScaleZeroMiddleware:
         if kind != "status":
             return self._answers.asset(page)
         try:
-            function = self._names.split(name)
-            meta = self._find(function)
-            # Longer than an entry may be served: with ``stale_for`` 0 no poll might ever meet a fresh one.
-            if meta is not None and meta.available and not meta.expired(self._interest, self._clock()):
-                return self._answers.status("ready")
-            if not self._rules.may_wake(function, environ):
-                raise MayNotWake(function, self.settings.no_wake_status)
-            flight = self.scaler.start(function, self._clock() + PAGE_INTEREST)
+            function = self._names.read_text(name)
+            return self._status(function, environ)
         except ScaleZeroError as error:
             return self._answers.status("failed", problem_of(error).detail)
-        # A failed query ends nothing: the flight goes on, and the page says what is the matter.
-        trouble = flight.trouble  # read once: the leader changes it
+
+    def _status(self, function: Function, environ: WSGIEnvironment) -> Response:
+        """How far a function's start has come.
+
+        Anybody may ask for any name, as often as they like. So this starts nothing, calls no provider and
+        remembers nothing; it only has a start go on that a request has begun. Of a name that does not exist
+        it tells what it tells of one that no request has asked for.
+
+        :raises FunctionFailed: the function rests after a failed start.
+        """
+        if not self._rules.is_served(function):
+            return self._answers.status("unknown")
+        now = self._clock()
+        meta = self._find(function)
+        # Longer than an entry may be served: with ``stale_for`` 0 no poll might ever meet a fresh one.
+        if meta is not None and meta.available and not meta.expired(self._interest, now):
+            return self._answers.status("ready")
+        interested = self._rules.may_wake(function, environ)
+        flight = self.scaler.keep_up(function, now + PAGE_INTEREST if interested else -math.inf)
+        if flight is not None:
+            # A failed query ends nothing: the flight goes on, and the page says what is the matter.
+            return self._starting(function, flight.trouble)
+        self.scaler.refuse_while_resting(function)
+        return self._status_elsewhere(function)
+
+    def _status_elsewhere(self, function: Function) -> Response:
+        """The same, of a start in another worker: a page's questions need not reach the one that sent it."""
+        told = self.scaler.told(function)
+        if told is None:
+            return self._answers.status("unknown")
+        up = told.status is not None and told.status.available_replicas > 0
+        if up and told.age <= self._interest:
+            return self._answers.status("ready")
+        if told.failure is not None and told.failure.left > 0:
+            raise FunctionFailed(function, told.failure.reason, told.failure.left)
+        if told.trouble is not None and told.trouble.age <= SILENT and not told.trouble.final:
+            return self._starting(function, ProviderError("the provider fails another worker"))
+        if told.status is not None and told.trouble is None and not up and told.age <= SILENT:
+            return self._starting(function, None)
+        return self._answers.status("unknown")
+
+    def _starting(self, function: Function, trouble: Exception | None) -> Response:
         detail = ""
         if isinstance(trouble, ScaleZeroError) and not isinstance(trouble, ProviderSilent):
             detail = problem_of(trouble).detail
         return self._answers.status("starting", detail, self._progress(function))
 
     def _route(self, environ: WSGIEnvironment, path: str) -> Function | None:
+        """The function that a request is for; ``None`` if it is not for one.
+
+        :raises InvalidFunctionName: it is for something that cannot be a function's name.
+        :raises FunctionNotFound: the function is not served.
+        """
         route = self.settings.route
         if callable(route):
             found = route(environ)
-            return None if found is None else self._names.check(*found)
+            return None if found is None else self._served(self._names.check(*found))
         segment = path[self._cut :].partition("/")[0]
         if not segment:
             return None
         function = self._known(segment)
         if function is None:
-            function = self._names.split(segment)
+            function = self._served(self._names.split(segment))
             # The short way asks no rule, and may end in a replay, which wakes.
             if self._find(function) is not None and self._rules.may_be_woken(function):
                 self._segments.set(segment, function)
         return function
+
+    def _served(self, function: Function) -> Function:
+        if self._rules.is_served(function):
+            return function
+        raise FunctionNotFound(*function)
 
     def _pass_down(
         self,
@@ -436,8 +487,25 @@ class _Call(NamedTuple):
     last: bool
 
 
-def _settings(settings: Settings | None, keywords: SettingKeywords) -> Settings:
+def _settings(settings: Settings | None, keywords: SettingKeywords, provider: Provider) -> Settings:
+    """All settings as they hold for this provider."""
+    if isinstance(settings, Mapping):
+        raise SettingError(
+            "settings: a mapping is not allowed; it must be a Settings, which is made of a mapping by"
+            " Settings.from_mapping(..., prefix='')"
+        )
+    if not isinstance(settings, Settings | None):  # not shown: it may hold a password
+        raise SettingError(f"settings: a {type(settings).__name__} is not allowed; it must be a Settings")
     chosen: dict[str, Any] = (
         {} if settings is None else {field.name: getattr(settings, field.name) for field in fields(settings)}
     )
-    return Settings.from_mapping(chosen | dict(keywords), prefix="")
+    made = Settings.from_mapping(chosen | dict(keywords), prefix="")
+    own = provider.own_namespace if isinstance(provider, NamespacedProvider) else ""
+    if made.default_namespace or own == "":
+        return made
+    try:
+        # Where the provider looks for a function without a namespace is said in words from here on: so it
+        # has one identity for the cache, the rules, the deadlines and the leases.
+        return replace(made, default_namespace=own)
+    except SettingError as error:
+        raise SettingError(f"provider: its namespace {own!r} cannot be used: {error}") from None

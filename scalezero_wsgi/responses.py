@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import uuid
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 CLIENT_CLOSED_REQUEST = "499 Client Closed Request"
 """nginx's status, for the log: nobody reads it."""
+
+_CALL_ID = re.compile(r"[!-~]{1,128}", re.ASCII)
 
 _BODILESS = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
 
@@ -118,7 +121,7 @@ class Answers:
         if isinstance(error, ClientGone):
             return Response(status=CLIENT_CLOSED_REQUEST)
         problem = problem_of(error)
-        call_id = environ.get("HTTP_X_CALL_ID") or str(uuid.uuid4())
+        call_id = _call_id(environ)
         headers = {"X-Call-Id": call_id, "Cache-Control": "no-store", "Vary": "Accept, Sec-Fetch-Mode"}
         if problem.retry_after is not None and problem.status >= HTTPStatus.ACCEPTED:
             headers["Retry-After"] = str(_whole_seconds(problem.retry_after))
@@ -148,7 +151,8 @@ class Answers:
     def status(self, state: str, detail: str = "", progress: Progress = NO_PROGRESS) -> Response:
         """What the waking page asks for, again and again.
 
-        :param state: ``"starting"``, ``"ready"`` or ``"failed"``.
+        :param state: ``"starting"``, ``"ready"``, ``"failed"``, or ``"unknown"``: this worker cannot tell,
+            and only a request for the function will.
         """
         told = {
             "state": state,
@@ -189,6 +193,12 @@ def _problem_json(problem: Problem, call_id: str, function: Function | None) -> 
     if problem.retry_after is not None:
         members["retry_after"] = _whole_seconds(problem.retry_after)
     return json.dumps(members) + "\n"
+
+
+def _call_id(environ: WSGIEnvironment) -> str:
+    """The request's own id, if it is fit for a header, a page and a line of the log; else a new one."""
+    given: str = environ.get("HTTP_X_CALL_ID", "")
+    return given if _CALL_ID.fullmatch(given) else str(uuid.uuid4())
 
 
 def _applied(environ: WSGIEnvironment) -> str:

@@ -53,6 +53,14 @@ class Names:
             raise InvalidFunctionName("a namespace must follow the dot")
         return self.check(name, namespace)
 
+    def read_text(self, text: str) -> Function:
+        """Read what :func:`as_text` has made of a function.
+
+        :raises InvalidFunctionName: it has not.
+        """
+        name, dot, namespace = text.rpartition(".")
+        return self.check(name, namespace) if dot else self.check(text, "")
+
     def check(self, name: str, namespace: str) -> Function:
         """The function of that name.
 
@@ -63,6 +71,13 @@ class Names:
         if namespace and ("." in namespace or not self._pattern.fullmatch(namespace)):
             raise InvalidFunctionName(f"{_decoded(namespace)!r} is not a namespace")
         return Function(name, namespace or self._default_namespace)
+
+
+def as_text(function: Function) -> str:
+    """The function in one word, from which :meth:`Names.read_text` reads it again: ``name``,
+    ``name.namespace``, or ``my.name.`` for a name with a dot in it that has no namespace."""
+    name, namespace = function
+    return f"{name}.{namespace}" if namespace or "." in name else name
 
 
 def _decoded(text: str) -> str:

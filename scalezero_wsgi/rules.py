@@ -1,4 +1,4 @@
-"""Whom to wake for: rules about requests that never wake, and about functions that may be woken."""
+"""Rules: which functions are served at all, which of them may be woken, and which requests never wake one."""
 
 from __future__ import annotations
 
@@ -37,30 +37,38 @@ def request_rule(rule: object) -> Rule:
 
 
 class Rules:
-    """Who may wake what.
+    """What is served, and who may wake what.
 
     :param no_wake: requests that match one of these never wake.
-    :param allow: patterns of the functions that may be woken; ``None``: all.
-    :param deny: patterns of those that may not.
+    :param allow: patterns of the functions that are served; ``None``: all.
+    :param deny: patterns of those that are not.
+    :param wake: patterns of the functions that may be woken; ``None``: all.
     :param default_namespace: may be left out in patterns as it may be in requests.
     """
 
-    __slots__ = ("_allowed", "_denied", "_no_wake")
+    __slots__ = ("_allowed", "_denied", "_no_wake", "_wake")
 
     def __init__(
         self,
         no_wake: Iterable[Rule] = (),
         allow: Iterable[str] | None = None,
         deny: Iterable[str] = (),
+        wake: Iterable[str] | None = None,
         default_namespace: str = "",
     ) -> None:
         self._no_wake = tuple(no_wake)
         self._allowed = function_rule(["*"] if allow is None else allow, default_namespace)
         self._denied = function_rule(deny, default_namespace)
+        self._wake = function_rule(["*"] if wake is None else wake, default_namespace)
+
+    def is_served(self, function: Function) -> bool:
+        """Whether the function exists for clients. If not, its requests are answered like those for one that
+        the provider does not know."""
+        return self._allowed(function) and not self._denied(function)
 
     def may_be_woken(self, function: Function) -> bool:
-        """Whether any request may wake the function."""
-        return self._allowed(function) and not self._denied(function)
+        """Whether any request may wake the function, if it is served."""
+        return self._wake(function)
 
     def may_wake(self, function: Function, environ: WSGIEnvironment) -> bool:
         """Whether this request may wake the function."""

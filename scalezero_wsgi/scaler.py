@@ -126,6 +126,23 @@ class FunctionScaler:
             raise FunctionNotFound(*function)
         return self._wakes.join(function, partial(self._wake, function, since), until + LINGER)
 
+    def keep_up(self, function: Function, until: float) -> Flight[FunctionMeta] | None:
+        """Have a start that is under way in this process go on. Starts nothing.
+
+        :param until: monotonic seconds up to which the caller is interested.
+        :return: the start's flight; ``None`` if there is none.
+        """
+        return self._wakes.prolong(function, until + LINGER)
+
+    def refuse_while_resting(self, function: Function) -> None:
+        """:raises FunctionFailed: the function is left alone after a failed start."""
+        self._knowledge.starts.refuse_while_resting(function)
+
+    def told(self, function: Function) -> Known | None:
+        """What the fleet's store holds of the function; ``None``: nothing, or there is no store. Keeps
+        nothing of it."""
+        return self._fleet.attempt(lambda store: store.known(function))
+
     def look(self, function: Function, timeout: float) -> ProviderError | None:
         """Have the function's status asked for, without waking it, and wait for that.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from http import HTTPStatus
@@ -49,6 +50,7 @@ class SettingKeywords(TypedDict, total=False):
     no_wake_status: int
     allow: Sequence[str] | None
     deny: Sequence[str]
+    wake: Sequence[str] | None
     replay: bool
     coordination: Coordination | str | None
     hooks: Sequence[Hook]
@@ -60,7 +62,8 @@ class Settings:
 
     :param route: the path under which functions are, or a callable
         ``environ -> (name, namespace) | None``.
-    :param default_namespace: of functions that are named without one.
+    :param default_namespace: of functions that are named without one. ``""``: the provider's own namespace,
+        if it has one.
     :param names: which names are allowed: ``"dns"`` or ``"openfaas"`` (wider).
     :param cache_expiry: for how long a replica count counts as fresh.
     :param stale_for: for how long after that it may still be served, while one refresh runs behind it.
@@ -81,8 +84,11 @@ class Settings:
         ``"user-agent=…"`` with ``*`` for any text, or callables that are given ``environ``; one callable may
         stand alone.
     :param no_wake_status: what such a request is answered when its function is at zero.
-    :param allow: patterns of the functions that may be woken; ``None``: all.
-    :param deny: patterns of those that may not.
+    :param allow: patterns of the functions that are served, such as ``"hello"``, ``"job-*"`` or ``"*.prod"``;
+        ``None``: all. The others do not exist for clients: 404, and the provider is not asked.
+    :param deny: patterns of functions that are not served, whatever ``allow`` says.
+    :param wake: patterns of the functions that may be woken; ``None``: all. The others are served while they
+        are up.
     :param replay: whether a safe request that met a function at zero is passed down once more.
     :param coordination: where the workers meet: a URL, see
         :func:`~scalezero_wsgi.coordination.make_coordination`, or an object. ``None``: the
@@ -111,6 +117,7 @@ class Settings:
     no_wake_status: int = 503
     allow: tuple[str, ...] | None = None
     deny: tuple[str, ...] = ()
+    wake: tuple[str, ...] | None = None
     replay: bool = True
     coordination: Coordination | None = None
     hooks: tuple[Hook, ...] = ()
@@ -134,6 +141,11 @@ class Settings:
             max_wait_of = {str(names.split(name)): duration for name, duration in self.max_wait_of.items()}
         except InvalidFunctionName as error:
             raise SettingError(f"max_wait_of: {waits_as_given!r} is not allowed: {error}") from None
+        if len(max_wait_of) < len(self.max_wait_of):
+            raise SettingError(
+                f"max_wait_of: {waits_as_given!r} is not allowed: it names a function twice, for a name"
+                f" without a namespace is in {self.default_namespace!r}"
+            )
         object.__setattr__(self, "max_wait_of", max_wait_of)
 
     @classmethod
@@ -152,9 +164,7 @@ class Settings:
                 continue
             name = key[len(prefix) :].lower()
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {prefix}{near[0].upper() if prefix else near[0]}?" if near else ""
-                raise SettingError(f"{key} is not a setting{hint} (there are: {', '.join(known)})")
+                raise SettingError(f"{key} is not a setting; {_hint(name, known, prefix)}")
             chosen[name] = value
         return cls(**chosen)
 
@@ -173,12 +183,34 @@ class Settings:
         return cls.from_mapping(ours)
 
 
+def _hint(name: str, known: Sequence[str], prefix: str) -> str:
+    near = difflib.get_close_matches(name, known)
+    if not near:
+        return f"there are: {', '.join(known)}"
+    meant = [f"{prefix}{each.upper() if prefix else each}" for each in near]
+    return f"did you mean {' or '.join(meant)}?"
+
+
+# A segment that begins with a colon is another router's placeholder. In PATH_INFO there is no query, and
+# nothing is percent-encoded; what is not ASCII is there as bytes of UTF-8, read as latin-1 (PEP 3333).
+_ROUTE = re.compile(r"(?:/(?!\.{1,2}(?:/|$))(?!:)[-\w.~!$&'()+,;=:@\x80-\xff]+)*/?", re.ASCII)
+
+
 def _route(value: object) -> object:
     if callable(value):
         return value
-    if isinstance(value, str) and value.startswith("/"):
+    if isinstance(value, str) and value.startswith("/") and _ROUTE.fullmatch(value):
+        try:
+            value.encode("latin-1").decode("utf-8")
+        except UnicodeDecodeError:
+            meant = value.encode().decode("latin-1")
+            raise ValueError(f"{value!r} is not allowed; as a server passes it on it is {meant!r}") from None
         return value if value.endswith("/") else value + "/"
-    raise ValueError(f"{value!r} is not allowed; it must be a path that begins with '/', or a callable")
+    raise ValueError(
+        f"{value!r} is not allowed; it must be a path such as '/function/', which begins with '/' and after"
+        " which the function's name follows by itself (no '<name>', '{name}', ':name', '*', '?', '%' or"
+        " space), or a callable"
+    )
 
 
 def _names(value: object) -> object:
@@ -331,6 +363,7 @@ _READERS: dict[str, Callable[[object], object]] = {
     "no_wake_status": _status,
     "allow": _optional(_patterns),
     "deny": _patterns,
+    "wake": _optional(_patterns),
     "replay": _switch,
     "coordination": _optional(_coordination),
     "hooks": _hooks,

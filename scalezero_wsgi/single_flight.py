@@ -100,6 +100,18 @@ class SingleFlight(Generic[K, T]):
         """Whether a flight for ``key`` runs and may be joined. Takes no lock."""
         return self.flight(key) is not None
 
+    def prolong(self, key: K, until: float) -> Flight[T] | None:
+        """Have the flight for ``key`` go on at least until ``until``, if there is one that may be joined.
+
+        :return: the flight. None is started.
+        """
+        flights = self._flights.get()
+        with flights.lock:
+            flight = self.flight(key)
+            if flight is not None:
+                flight.until = max(flight.until, until)
+            return flight
+
     def join(self, key: K, call: Callable[[Flight[T]], T], until: float) -> Flight[T]:
         """Join the flight for ``key``, or start one that makes ``call`` in a thread of its own.
 

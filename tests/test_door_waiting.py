@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -11,6 +12,7 @@ from typing import Any
 from wsgiref.validate import validator
 
 import pytest
+from werkzeug.test import create_environ
 
 from scalezero_wsgi import (
     Function,
@@ -94,6 +96,12 @@ def state(door: Any, name: str = "hello", base: str = STATUS, **options: Any) ->
         "no-store",
     )
     return str(json.loads(body)["state"])
+
+
+def begin(door: Any, path: str = "/function/hello", **options: Any) -> None:
+    """Have a function's start begun, as only a request can."""
+    answer = ask(door, path, headers={"Prefer": "respond-async", "User-Agent": "curl"}, **options)
+    assert answer[0] in {"200 OK", "202 ACCEPTED"}
 
 
 class TestTooMany:
@@ -208,7 +216,7 @@ class TestPrefer:
         assert ask(ScaleZeroMiddleware(App(), failing), headers=prefer)[0] == "502 BAD GATEWAY"
 
     def test_of_a_start_that_is_refused_nothing_is_applied(self) -> None:
-        door = ScaleZeroMiddleware(App(), ScriptedProvider(ZERO), deny=["hello"], no_wake_status=202)
+        door = ScaleZeroMiddleware(App(), ScriptedProvider(ZERO), wake=["other"], no_wake_status=202)
         status, headers, _ = ask(door, headers={"Prefer": "respond-async"})
         assert status == "202 ACCEPTED"
         assert "Preference-Applied" not in headers
@@ -241,6 +249,7 @@ class TestThePage:
         clock = MovingClock()
         settings = {"cache_expiry": cache_expiry, "stale_for": stale_for}
         door = ScaleZeroMiddleware(App(), Fleet(clock), clock=clock, **settings)  # type: ignore[arg-type]
+        begin(door)
         assert state(door) in {"starting", "ready"}
         eventually(lambda: (meta := door.cache.find(HELLO)) and meta.available)
         clock.advance(2.0)  # until the page asks again
@@ -383,16 +392,101 @@ class TestTheFixedAnswer:
         eventually(lambda: ask(door)[0] == "200 OK")
 
 
-class TestAllowAndDeny:
+class TestTheFence:
+    """What ``allow`` and ``deny`` leave out does not exist for clients."""
+
     @pytest.mark.parametrize(
         "settings",
         [
             {"deny": ["hello"]},
             {"deny": ["hel*"]},
             {"allow": ["other"]},
+            {"allow": []},
             {"allow": ["hel*"], "deny": ["*o"]},
             {"deny": ["hello"], "default_namespace": "fn"},
             {"deny": ["hello.fn"], "default_namespace": "fn"},
+            {"deny": ["*.fn"], "default_namespace": "fn"},
+            {"deny": ["hello"], "no_wake": ["path=*"], "no_wake_status": 200},
+            {"deny": ["hello"], "route": by_host("{name}.example.com")},
+            {"deny": ["hello"], "route": lambda _: ("hello", "")},
+        ],
+    )
+    @pytest.mark.parametrize("up", [True, False])
+    def test_what_is_not_allowed_is_not_served_running_or_not(self, up: bool, settings: Any) -> None:
+        fleet, app = Fleet(time.monotonic), App()
+        told: list[Event] = []
+        if up:
+            fleet.set_replicas("hello", settings.get("default_namespace", ""), 1)
+            fleet.sets.clear()
+        door = ScaleZeroMiddleware(app, fleet, hooks=[told.append], **settings)
+        threads = threading.active_count()
+        for sent in ({}, {"Prefer": "respond-async"}, BROWSER):
+            for method in ("GET", "POST"):
+                status, headers, _ = ask(
+                    door, base_url="http://hello.example.com", method=method, headers=sent
+                )
+                assert status == "404 NOT FOUND"
+                assert "Retry-After" not in headers
+        own = "/.scalezero/status/" if "route" in settings else STATUS
+        assert state(door, base=own) == "unknown"
+        assert (fleet.queries, fleet.sets, app.calls, told) == ([], [], [], [])
+        assert (len(door.cache), len(door._segments), door.cache.uses()) == (0, 0, [])
+        assert not threads < threading.active_count()
+
+    @pytest.mark.parametrize("accept", ["text/html", "text/plain", "application/json"])
+    def test_nobody_can_tell_it_from_a_function_that_does_not_exist(self, accept: str) -> None:
+        door = ScaleZeroMiddleware(App(), Fleet(time.monotonic, known={"hello"}), deny=["hello"])
+        sent = {"Accept": accept, "X-Call-Id": "1"}
+
+        def seen(name: str) -> list[Any]:
+            answers = [
+                ask(door, f"/function/{name}", headers=sent),
+                ask(door, f"/function/{name}", method="HEAD", headers=sent),
+                ask(door, STATUS + name),
+            ]
+            return [
+                (status, {**headers, "Content-Length": ""}, body.replace(name.encode(), b"NAME"))
+                for status, headers, body in answers
+            ]
+
+        assert seen("hello") == seen("hallo")
+
+    def test_it_never_takes_the_short_way(self) -> None:
+        """It may have come into the cache by another way."""
+        app, fleet = App(), Fleet(time.monotonic)
+        door = ScaleZeroMiddleware(app, fleet, deny=["hello"], cache_expiry=60)
+        door.cache.set("hello", UP)
+        for path in (
+            "/function/hello",
+            "/function/hello/",
+            "/function/hello/a",
+            "/function/hello.fn/../hello",
+        ):
+            ask(door, path)
+        assert [ask(door)[0] for _ in range(3)] == ["404 NOT FOUND"] * 3
+        assert door._segments.get("hello") is None
+        assert state(door) == "unknown"
+
+    def test_a_name_that_cannot_be_is_a_400_as_ever(self) -> None:
+        door = ScaleZeroMiddleware(App(), Fleet(time.monotonic), allow=["other"])
+        assert ask(door, "/function/Hello")[0] == "400 BAD REQUEST"
+
+    def test_the_others_are_served(self) -> None:
+        fleet = Fleet(time.monotonic)
+        door = ScaleZeroMiddleware(App(), fleet, allow=["hel*"], deny=["help"], cache_expiry=60)
+        assert [ask(door)[0] for _ in range(3)] == ["200 OK"] * 3
+        assert fleet.sets == [(HELLO, 1)]
+        assert door._segments.get("hello") == HELLO
+
+
+class TestWake:
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"wake": ["other"]},
+            {"wake": []},
+            {"wake": ["help", "*.fn"]},
+            {"wake": ["hello.dev"], "default_namespace": "fn"},
         ],
     )
     def test_what_may_not_be_woken_is_not_in_any_way(self, settings: Any) -> None:
@@ -403,11 +497,11 @@ class TestAllowAndDeny:
         for sent in ({}, {"Prefer": "respond-async"}, BROWSER):
             status, headers, _ = ask(door, headers=sent)
             assert (status, headers["Retry-After"]) == ("503 SERVICE UNAVAILABLE", "1")
-        assert state(door) == "failed"
+        assert state(door) == "unknown"
         assert (fleet.sets, app.calls) == ([], [])
         assert door.scaler.begun_at(function) is None
 
-    @pytest.mark.parametrize("settings", [{"deny": ["hello"]}, {"allow": ["other"]}])
+    @pytest.mark.parametrize("settings", [{"wake": []}, {"wake": ["other"]}])
     def test_it_is_served_while_it_is_up_and_not_woken_by_a_replay(self, settings: Any) -> None:
         fleet = Fleet(time.monotonic)
         fleet.set_replicas("hello", "", 1)
@@ -422,7 +516,7 @@ class TestAllowAndDeny:
 
     def test_the_others_are_woken(self) -> None:
         fleet = Fleet(time.monotonic)
-        door = ScaleZeroMiddleware(App(), fleet, allow=["hel*"], deny=["help"])
+        door = ScaleZeroMiddleware(App(), fleet, wake=["hel*"])
         assert ask(door)[0] == "200 OK"
         assert fleet.sets == [(HELLO, 1)]
 
@@ -466,9 +560,11 @@ class TestClientsAndWorkersThatLeave:
 
 
 class TestTheStatusUrl:
-    def test_it_tells_how_far_a_start_has_come_and_has_the_function_woken(self) -> None:
+    def test_it_tells_how_far_a_start_has_come(self) -> None:
         app, fleet = App(), Fleet(time.monotonic, delay=0.3)
         door = ScaleZeroMiddleware(app, fleet)
+        assert state(validator(door)) == "unknown"
+        begin(door)
         assert state(validator(door)) == "starting"
         eventually(lambda: state(door) == "ready")
         assert fleet.sets == [(HELLO, 1)]
@@ -478,6 +574,7 @@ class TestTheStatusUrl:
     def test_it_tells_the_elapsed_time_of_the_start_and_not_of_the_visit(self) -> None:
         clock = MovingClock()
         door = ScaleZeroMiddleware(App(), Gate(), clock=clock, max_wait=300)
+        begin(door)
         assert state(door) == "starting"
         clock.advance(20.0)
         told = json.loads(ask(door, STATUS + "hello")[2])
@@ -488,6 +585,7 @@ class TestTheStatusUrl:
         monkeypatch.setattr("scalezero_wsgi.scaler.LINGER", 1.0)
         clock, gate = MovingClock(), Gate()
         door = ScaleZeroMiddleware(App(), gate, clock=clock)
+        begin(door)
         begun = set()
         for _ in range(5):
             assert state(door) == "starting"
@@ -507,15 +605,19 @@ class TestTheStatusUrl:
     def test_an_unknown_name_and_a_bad_one(self) -> None:
         provider = ScriptedProvider(FunctionNotFound("hello"))
         door = ScaleZeroMiddleware(App(), provider, missing_expiry=60)
-        eventually(lambda: state(door) == "failed")
+        for _ in range(2):  # before and after a request: nobody learns from it which names there are
+            assert state(door) == "unknown"
+            assert ask(door)[0] == "404 NOT FOUND"
         assert len(provider.queries) == 1
         for name in ("Hello", "", "a/b", ".", "a..b", "%FF", "x" * 100):
             assert state(door, name) == "failed"
         assert len(provider.queries) == 1
 
     def test_nothing_of_the_provider_is_told(self) -> None:
-        door = ScaleZeroMiddleware(App(), ScriptedProvider(ProviderError("http://admin:secret@10.0.0.1")))
-        assert state(door) == "starting"
+        provider = ScriptedProvider(ZERO, STARTING)
+        door = ScaleZeroMiddleware(App(), provider)
+        begin(door)
+        provider.script[:] = [ProviderError("http://admin:secret@10.0.0.1")]
         bodies: list[bytes] = []
 
         def told() -> bool:
@@ -528,22 +630,118 @@ class TestTheStatusUrl:
     def test_a_namespace_and_the_default_one(self) -> None:
         fleet = Fleet(time.monotonic)
         door = ScaleZeroMiddleware(App(), fleet, default_namespace="fn")
+        begin(door)
+        begin(door, "/function/hello.dev")
         eventually(lambda: state(door, "hello.dev") == "ready" and state(door) == "ready")
         assert {function for function, _ in fleet.sets} == {("hello", "dev"), ("hello", "fn")}
 
-    @pytest.mark.parametrize("settings", [{"deny": ["hello"]}, {"no_wake": ["user-agent=*bot*"]}])
+    @pytest.mark.parametrize(
+        "settings", [{"deny": ["hello"]}, {"wake": ["other"]}, {"no_wake": ["user-agent=*bot*"]}]
+    )
     def test_it_wakes_nothing_that_may_not_be_woken(self, settings: Any) -> None:
         provider = ScriptedProvider(ZERO)
         door = ScaleZeroMiddleware(App(), provider, **settings)
-        assert state(door, headers={"User-Agent": "a bot"}) == "failed"
+        for _ in range(2):
+            assert state(door, headers={"User-Agent": "a bot"}) == "unknown"
+            assert ask(door, headers={"User-Agent": "a bot"})[0] in {
+                "404 NOT FOUND",
+                "503 SERVICE UNAVAILABLE",
+            }
         assert (provider.sets, door.scaler.begun_at(HELLO)) == ([], None)
+
+    def test_who_may_not_wake_a_function_does_not_keep_its_start_going(self) -> None:
+        clock, gate = MovingClock(), Gate()
+        door = ScaleZeroMiddleware(App(), gate, clock=clock, no_wake=["user-agent=*bot*"])
+        begin(door)
+        flight = door.scaler.keep_up(HELLO, -math.inf)
+        assert flight is not None
+        until = flight.until
+        clock.advance(20.0)
+        assert state(door, headers={"User-Agent": "a bot"}) == "starting"
+        assert flight.until == until
+        assert state(door) == "starting"
+        assert flight.until > until + 15
+        gate.opened.set()
+
+    def test_invented_names_take_nothing_while_the_provider_hangs(self) -> None:
+        """In process, so that every thread is seen."""
+        gate, provider = threading.Event(), Fleet(time.monotonic)
+        real = provider.get_replicas
+        asked = set()
+
+        def get_replicas(name: str, namespace: str) -> ReplicaStatus:
+            asked.add(name)
+            if name != "hello":
+                gate.wait(PATIENCE)
+            return real(name, namespace)
+
+        provider.get_replicas = get_replicas  # type: ignore[method-assign]
+        door = ScaleZeroMiddleware(App(), provider, max_waiting=2)
+        before = threading.active_count()
+        environ = create_environ()
+        states = set()
+
+        def poll(number: int) -> None:
+            path = f"{STATUS}invented-{number}"
+            body = door({**environ, "PATH_INFO": path}, lambda *_: lambda _: None)
+            states.add(json.loads(b"".join(body))["state"])
+
+        for number in range(5_000):
+            poll(number)
+        assert ask(door)[0] == "200 OK"
+        for number in range(5_000, 10_000):
+            poll(number)
+        assert threading.active_count() < before + 10
+        assert ask(door)[0] == "200 OK"
+        gate.set()
+        assert (states, asked) == ({"unknown"}, {"hello"})
+        assert [len(door.cache), len(door._segments), len(door.cache.uses())] == [1, 1, 1]
+
+    def test_it_starts_nothing_that_max_waiting_refuses(self) -> None:
+        gate = Gate()
+        door = ScaleZeroMiddleware(App(), gate, max_waiting=1)
+        (held,) = visits(door, 1, "/function/other")
+        assert ask(door)[0] == "503 SERVICE UNAVAILABLE"
+        begun = door.scaler.begun_at(HELLO)
+        assert state(door) == "unknown"
+        assert state(door, "other") == "starting"
+        assert door.scaler.begun_at(HELLO) is begun is None
+        gate.opened.set()
+        assert held.status == "200 OK"
+
+    def test_after_the_start_has_ended_a_request_goes_on(self) -> None:
+        """The page loads itself again when nothing is known any more."""
+        provider = ScriptedProvider(ProviderError("down"))
+        door = ScaleZeroMiddleware(App(), provider)
+        begun = threading.Thread(target=ask, args=(door,))
+        begun.start()
+        eventually(lambda: state(door) == "starting")
+        begun.join(PATIENCE)
+        assert state(door) == "unknown"
+        provider.script[:] = [UP]
+        assert ask(door, headers=BROWSER)[0] == "200 OK"
+        assert state(door) == "ready"
+
+    def test_a_name_with_a_dot_is_read_back_as_it_was_meant(self) -> None:
+        gate = Gate()
+        door = ScaleZeroMiddleware(
+            App(), gate, route=lambda _: ("my.fn", ""), names="openfaas", page_after=0.05
+        )
+        body = ask(door, headers=BROWSER)[2].decode()
+        url = body.partition('data-status="')[2].partition('"')[0]
+        assert url == "/.scalezero/status/my.fn."
+        assert state(door, "my.fn.", base="/.scalezero/status/") == "starting"
+        assert state(door, "my.fn", base="/.scalezero/status/") == "unknown"
+        gate.opened.set()
 
     def test_under_a_mount_and_by_host(self) -> None:
         app = App()
-        door = ScaleZeroMiddleware(app, Fleet(time.monotonic), route="/fn")
+        door = ScaleZeroMiddleware(app, Fleet(time.monotonic, delay=0.3), route="/fn")
+        begin(door, "/fn/hello", base_url="http://h/mount")
         assert state(door, base="/fn/.scalezero/status/", base_url="http://h/mount") in {"starting", "ready"}
-        door = ScaleZeroMiddleware(app, Fleet(time.monotonic), route=by_host("{name}.example.com"))
+        door = ScaleZeroMiddleware(app, Fleet(time.monotonic, delay=0.3), route=by_host("{name}.example.com"))
         options = {"base": "/.scalezero/status/", "base_url": "http://hello.example.com/"}
+        begin(door, "/", base_url="http://hello.example.com/")
         eventually(lambda: state(door, **options) == "ready")
         assert app.calls == []
 

@@ -490,14 +490,15 @@ def test_a_failure_is_told_to_the_page(client: Client, gate: Gate) -> None:
     gate.status = ReplicaStatus(1, 0, failure="crash loop")
     until(lambda: status(client)["state"] == "failed")
     assert status(client)["detail"] == "The function hello cannot start: crash loop"
-    until(lambda: status(client, "missing")["state"] == "failed")
-    assert status(client, "missing")["detail"] == "There is no function missing."
+    assert client.get("/function/missing", headers=NAVIGATION).status_code == 404
+    assert status(client, "missing")["state"] == status(client, "invented")["state"] == "unknown"
     assert status(client, "-")["state"] == "failed"
 
 
 def test_a_provider_that_fails_for_a_moment_is_not_a_failure_of_the_function(
     client: Client, gate: Gate
 ) -> None:
+    assert client.get("/function/hello", headers=NAVIGATION).status_code == 503
     gate.trouble = ProviderError("secret")
     until(lambda: status(client)["detail"] != "")
     told = status(client)

@@ -212,6 +212,20 @@ def test_the_requests_call_id_is_kept(accept: str) -> None:
     assert given.headers["X-Call-Id"] == "abc-123"
 
 
+@pytest.mark.parametrize("call_id", ["!", "~" * 128, "<b>&'\"/\\", "0"])
+def test_a_call_id_of_visible_ascii_characters_is_taken(call_id: str) -> None:
+    assert answer(FunctionNotFound("hello"), call_id=call_id).headers["X-Call-Id"] == call_id
+
+
+@pytest.mark.parametrize(
+    "call_id", ["", "x" * 129, "a b", "a\n", "a\r\nSet-Cookie: x=y", "\x7f", "\x00", "\xe9", "a\tb", " a"]
+)
+def test_any_other_call_id_is_replaced(call_id: str) -> None:
+    given = answer(FunctionNotFound("hello"), accept="application/json", call_id=call_id)
+    uuid.UUID(given.headers["X-Call-Id"])
+    assert json.loads(given.body)["call_id"] == given.headers["X-Call-Id"]
+
+
 @pytest.mark.parametrize("call_id", [None, ""])
 def test_a_request_without_a_call_id_gets_a_new_one(call_id: str | None) -> None:
     answers = [answer(ERRORS[1], call_id=call_id) for _ in range(2)]

@@ -114,6 +114,13 @@ def test_the_default_namespace_may_be_left_out_as_in_requests(
     assert function_rule([pattern], "fn")(function) is matches
 
 
+@pytest.mark.parametrize("pattern", ["secret", "secret.fn", "sec*", "*.fn", "secret.*"])
+def test_a_function_of_the_default_namespace_is_meant_by_all_its_names(pattern: str) -> None:
+    secret = Function("secret", "fn")
+    assert not Rules(deny=[pattern], default_namespace="fn").is_served(secret)
+    assert Rules(allow=[pattern], default_namespace="fn").is_served(secret)
+
+
 @pytest.mark.parametrize(
     ("allow", "deny", "allowed"),
     [
@@ -126,12 +133,20 @@ def test_the_default_namespace_may_be_left_out_as_in_requests(
         (("hello",), ("other",), True),
     ],
 )
-def test_a_function_is_woken_if_it_is_allowed_and_not_denied(
+def test_a_function_is_served_if_it_is_allowed_and_not_denied(
     allow: tuple[str, ...] | None, deny: tuple[str, ...], allowed: bool
 ) -> None:
-    rules = Rules((), allow, deny)
-    assert rules.may_be_woken(HELLO) is allowed
-    assert rules.may_wake(HELLO, {}) is allowed
+    assert Rules((), allow, deny).is_served(HELLO) is allowed
+
+
+@pytest.mark.parametrize(
+    ("wake", "may"), [(None, True), ((), False), (("hello",), True), (("hel*",), True), (("other",), False)]
+)
+def test_a_function_may_be_woken_if_it_is_on_the_list(wake: tuple[str, ...] | None, may: bool) -> None:
+    rules = Rules(wake=wake)
+    assert rules.is_served(HELLO)
+    assert rules.may_be_woken(HELLO) is may
+    assert rules.may_wake(HELLO, {}) is may
 
 
 def test_a_request_that_matches_one_of_the_rules_does_not_wake() -> None:
@@ -149,4 +164,4 @@ def test_rules_about_requests_are_not_asked_for_a_function_that_nobody_may_wake(
     def rule(environ: Any) -> bool:
         raise NotImplementedError
 
-    assert not Rules([rule], deny=["hello"]).may_wake(HELLO, {})
+    assert not Rules([rule], wake=["other"]).may_wake(HELLO, {})

@@ -28,12 +28,7 @@ def make_coordination(url: str) -> Coordination:
 
         return MemoryCoordination()
     if scheme == "sqlite" and re.fullmatch(r"/[^?#]*[^/?#]", rest):
-        try:
-            from .sqlite import SQLiteCoordination
-        except ImportError as error:
-            raise SettingError(f"this Python has no sqlite3: {error}") from None
-        gunicorn = loading_gunicorn()
-        return SQLiteCoordination(unquote(rest), owner=gunicorn and gunicorn.uid)
+        return _make_sqlite(url, unquote(rest))
     if re.fullmatch(r"unix|rediss?(\+(sentinel|cluster))?", scheme):
         from .redis import RedisCoordination
 
@@ -43,3 +38,23 @@ def make_coordination(url: str) -> Coordination:
         f"{shown} is not allowed; it must be memory://, sqlite:///path/of/file, redis://host,"
         " rediss://host, unix:///path/of/socket, redis+sentinel://host,host/service or redis+cluster://host,host"
     )
+
+
+def _make_sqlite(url: str, path: str) -> Coordination:
+    try:
+        from .sqlite import SQLiteCoordination
+    except ImportError as error:
+        raise SettingError(f"this Python has no sqlite3: {error}") from None
+    # Elsewhere (SQLAlchemy) three slashes begin a relative path.
+    if "/" not in path.strip("/"):
+        name = path.strip("/")
+        raise SettingError(
+            f"{url!r} is not allowed; it means the file /{name}, in the root directory, because the path"
+            f" after 'sqlite://' is absolute: write it whole, such as"
+            f" 'sqlite:///var/lib/app/scalezero/{name}'"
+        )
+    gunicorn = loading_gunicorn()
+    try:
+        return SQLiteCoordination(path, owner=gunicorn and gunicorn.uid)
+    except SettingError as error:
+        raise SettingError(f"{url!r} is not allowed; it means the file {path}: {error}") from None

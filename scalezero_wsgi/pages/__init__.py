@@ -37,6 +37,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from ..model import Function, SettingError
+from ..routing import as_text
 from .plot import in_words, plot
 
 _ASSETS = {"page.css": "text/css", "page.js": "text/javascript"}
@@ -118,7 +119,7 @@ class Pages:
             "elapsed": f"{progress.elapsed:.1f}",
             "expected": f"{progress.expected:.1f}",
             "refresh": str(_refresh(progress.retry_after)),
-            "status": f"{base}status/{quote(str(function))}",
+            "status": f"{base}status/{quote(as_text(function))}",
             **self._files(base),
         }
         return self._waking.substitute(

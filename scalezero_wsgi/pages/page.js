@@ -2,7 +2,7 @@
 // Shows how far the start has come, and loads the page again once the function is ready.
 (() => {
   const ASK_EVERY = 400, ASK_AT_LEAST_EVERY = 10000; // milliseconds
-  const GIVE_UP_AFTER = 600; // seconds
+  const GIVE_UP_AFTER = 600, LOAD_AGAIN_AFTER = 3; // seconds
   const page = document.querySelector("[data-status]");
   const find = (id) => document.getElementById(id);
   const expected = Number(page.dataset.expected);
@@ -68,7 +68,7 @@
   };
 
   const watch = async () => {
-    let pause = ASK_EVERY, troubled = 0;
+    let pause = ASK_EVERY, troubled = 0, unknown = 0;
     for (;;) {
       await new Promise((resolve) => setTimeout(resolve, pause));
       let told;
@@ -80,7 +80,13 @@
       if (told.state === "ready") return goOn();
       if (told.state === "failed") return fail(told.detail);
       if (elapsed() > GIVE_UP_AFTER) return fail("It takes very long.");
-      if (told.state === "starting") {
+      // Another worker may have the start, and a later question reach it. If none does, a load of the page is
+      // a request, which has the function started again or gets its answer.
+      unknown = told.state === "unknown" ? unknown || performance.now() : 0;
+      if (unknown) {
+        pause = ASK_EVERY;
+        if (performance.now() > unknown + 1000 * LOAD_AGAIN_AFTER) return location.reload();
+      } else if (told.state === "starting") {
         pause = ASK_EVERY;
         begun = Math.min(begun, performance.now() - 1000 * told.elapsed);
         // The provider may fail for a moment, and the start goes on.

@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, cast
 
 from ..model import SettingError
-from .base import DoubtingProvider, ListingProvider, Provider, WatchingProvider
+from .base import DoubtingProvider, ListingProvider, NamespacedProvider, Provider, WatchingProvider
 
 if TYPE_CHECKING:
     from .callback import CallbackProvider
@@ -28,6 +28,7 @@ __all__ = [
     "DoubtingProvider",
     "KubernetesProvider",
     "ListingProvider",
+    "NamespacedProvider",
     "OpenFaaSProvider",
     "ProcessFunction",
     "ProcessProvider",

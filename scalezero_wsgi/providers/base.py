@@ -35,6 +35,19 @@ class Provider(Protocol):
 
 
 @runtime_checkable
+class NamespacedProvider(Provider, Protocol):
+    """A provider that has a namespace of its own, in which it looks for a function that is named without one.
+
+    ``name`` and ``name.<own_namespace>`` are then one function. The middleware calls it by the second, and so
+    does ``list_functions``.
+
+    :ivar own_namespace: ``""``: there is none.
+    """
+
+    own_namespace: str
+
+
+@runtime_checkable
 class WatchingProvider(Provider, Protocol):
     """A provider that can be told, rather than ask."""
 

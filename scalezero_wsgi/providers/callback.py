@@ -35,6 +35,8 @@ class CallbackProvider:
     :param scale_up: blocks until the function is ready. The function then counts as available until the
         application cannot reach it (502, 503, 504 or a connection error); then it is called again.
     :param scale_down: called when the function is to go to zero; with ``scale_up`` only.
+    :param namespace: where a function is that is named without one: ``name`` and ``name.<namespace>`` are
+        then one function, and callbacks are always told the namespace. ``""``: they are two.
     :param clock: where monotonic seconds come from.
     :raises SettingError: any other combination.
     """
@@ -46,6 +48,7 @@ class CallbackProvider:
         set_replicas: Callable[[str, str, int], object] | None = None,
         scale_up: Callable[[str, str], object] | None = None,
         scale_down: Callable[[str, str], object] | None = None,
+        namespace: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         asking = get_replicas is not None and set_replicas is not None
@@ -54,6 +57,7 @@ class CallbackProvider:
             raise SettingError(
                 "CallbackProvider takes either get_replicas and set_replicas, or scale_up (and scale_down)"
             )
+        self.own_namespace = namespace
         self._get_replicas = get_replicas or self._remembered
         self._set_replicas = set_replicas or self._scale
         self._scale_up = scale_up or (lambda *_: None)

@@ -62,7 +62,8 @@ class KubernetesProvider:
 
     Safe for threads and after a fork; connections are opened on first use, in each process its own.
 
-    :param namespace: where a function is that names none, and whose functions are listed.
+    :param namespace: where a function is that names none, so that ``name`` and ``name.<namespace>`` are one;
+        and whose functions are listed.
     :param kind: ``"Deployment"``, ``"StatefulSet"``, ``"ReplicaSet"``, ``"ReplicationController"``, or a
         custom resource as ``"<group>/<version>/<plural>"``, such as ``"example.com/v1/widgets"``.
     :param service: the name of a function's Service, a template with ``{name}``; the object's annotation
@@ -98,7 +99,7 @@ class KubernetesProvider:
             raise _wrong("namespace", namespace, "a name of a-z, 0-9 and '-', at most 63 characters")
         if address not in ("service", "pod"):
             raise _wrong("address", address, "'service' or 'pod'")
-        self._namespace = namespace
+        self.own_namespace = str(namespace)
         self._kind = _kind(kind)
         self._timeout = _duration("timeout", timeout)
         if not self._timeout:
@@ -185,7 +186,7 @@ class KubernetesProvider:
                 time.sleep(max(0.0, min(begun + _BREATH, until) - now))
 
     def list_functions(self) -> list[Function]:
-        """Name every object of the kind in the provider's namespace, each as a request without one does.
+        """Name every object of the kind in the provider's namespace.
 
         :raises ProviderError: as for :meth:`get_replicas`.
         """
@@ -196,13 +197,13 @@ class KubernetesProvider:
         while True:
             answer = self._api.get(path, deadline, **page).body
             names = (at(thing, "metadata", "name") for thing in objects.items(answer, "items"))
-            found += [Function(name) for name in names if isinstance(name, str)]
+            found += [Function(name, self.own_namespace) for name in names if isinstance(name, str)]
             if not (more := at(answer, "metadata", "continue")):
                 return found
             page["continue"] = str(more)
 
     def _target(self, name: str, namespace: str) -> Target:
-        where = namespace or self._namespace
+        where = namespace or self.own_namespace
         if not NAME.fullmatch(name) or not NAMESPACE.fullmatch(where):
             raise FunctionNotFound(name, namespace)
         path = f"{self._kind.api}/namespaces/{where}/{self._kind.plural}"

@@ -43,6 +43,9 @@ __all__ = ["OpenFaaSProvider"]
 _log = logging.getLogger("scalezero_wsgi")
 T = TypeVar("T")
 
+OWN_NAMESPACE = "openfaas-fn"
+"""The namespace that faasd, and faas-netes by its chart, have their functions in."""
+
 REFUSAL_REST = 600.0
 """Seconds for which zero is not asked again of a function that was refused it."""
 
@@ -51,8 +54,8 @@ _REMEMBERED = 10_000
 _COUNT = re.compile(r"\d{1,9}", re.ASCII)
 _STARTING = ReplicaStatus(replicas=1, available_replicas=0)
 _KEYWORDS = (
-    "ca_file", "connect_timeout", "endpoint", "namespaces", "password", "ready", "secret_mount_path",
-    "timeout", "token", "username",
+    "ca_file", "connect_timeout", "endpoint", "namespace", "namespaces", "password", "ready",
+    "secret_mount_path", "timeout", "token", "username",
 )  # fmt: skip
 
 
@@ -71,6 +74,9 @@ class OpenFaaSProvider:
     :param timeout: seconds (or a string such as ``"5s"``) for each call in all; but the look-up of the
         gateway's address takes what the system gives it.
     :param connect_timeout: seconds of these for a connection.
+    :param namespace: the gateway's own, where a function is that is named without one
+        (``function_namespace`` of faas-netes): ``name`` and ``name.<namespace>`` are one function. Empty: it
+        is not known, and they are two.
     :param namespaces: those whose functions are listed, as a list or with commas between; by default the
         gateway's own one.
     :param endpoint: what the status tells as the function's base URL: ``None``: nothing; ``"gateway"``: the
@@ -94,6 +100,7 @@ class OpenFaaSProvider:
         ca_file: str | os.PathLike[str] | None = None,
         timeout: float | str = 5.0,
         connect_timeout: float | str = 2.0,
+        namespace: str = OWN_NAMESPACE,
         namespaces: str | Iterable[str] = (),
         endpoint: str | None = None,
         ready: str | None = None,
@@ -109,6 +116,7 @@ class OpenFaaSProvider:
         self._client = Client(
             config.duration("connect_timeout", connect_timeout), config.existing("ca_file", ca_file)
         )
+        self.own_namespace = config.name_or_none("namespace", namespace)
         self._namespaces = config.name_list("namespaces", namespaces)
         self._endpoint = config.template(endpoint)
         self._ready = config.ready_path(ready, endpoint)
@@ -159,13 +167,13 @@ class OpenFaaSProvider:
             self._refused.pop(function)
 
     def list_functions(self) -> list[Function]:
-        """Name the functions of ``namespaces``; without those, the gateway's own, as of namespace ``""``.
+        """Name the functions of ``namespaces``; without those, the gateway's own.
 
         :raises ProviderError: the gateway failed, refused, or has not answered within ``timeout`` in all.
         """
         deadline = self._deadline()
         return [
-            Function(name, namespace)
+            Function(name, namespace or self.own_namespace)
             for namespace in self._namespaces or ("",)
             for name in self._names(namespace, deadline)
         ]

@@ -162,6 +162,13 @@ def duration(keyword: str, value: object) -> float:
     return result
 
 
+def name_or_none(keyword: str, value: object) -> str:
+    """A name, or an empty text."""
+    if not isinstance(value, str) or (value and not NAME.fullmatch(value)):
+        raise wrong(keyword, value, "a name, or empty")
+    return value
+
+
 def name_list(keyword: str, value: object) -> tuple[str, ...]:
     """Names from a list, or from a text with commas between."""
     names = value.split(",") if isinstance(value, str) and value else value or ()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from ..model import Function, FunctionNotFound, ProviderError, ReplicaStatus
-from ..providers.base import ListingProvider, Provider, WatchingProvider
+from ..providers.base import ListingProvider, NamespacedProvider, Provider, WatchingProvider
 
 HOSTILE_NAMES = (
     "",
@@ -83,6 +83,12 @@ class ProviderBench:
         """Bring ``ready`` to zero, and wait until it is there."""
         self.scale(0)
         self.until(_is_at_zero)
+
+
+def _in_words(provider: Provider, function: Function) -> Function:
+    """The function with its namespace, which may be the provider's own."""
+    own = provider.own_namespace if isinstance(provider, NamespacedProvider) else ""
+    return Function(function.name, function.namespace or own)
 
 
 def _is_at_zero(status: ReplicaStatus) -> bool:
@@ -261,5 +267,16 @@ class ProviderContract:
         if not isinstance(provider, ListingProvider):
             return
         functions = list(provider.list_functions())
-        assert bench.ready in functions
-        assert bench.unknown not in functions
+        assert _in_words(provider, bench.ready) in functions
+        assert _in_words(provider, bench.unknown) not in functions
+
+    def test_its_own_namespace_may_be_left_out(self, bench: ProviderBench) -> None:
+        """A function is the same with and without it."""
+        named = _in_words(bench.provider, bench.ready)
+        if named != _in_words(bench.provider, bare := Function(named.name)) or named == bare:
+            return
+        bench.reset()
+        bench.scale(1, bare)
+        bench.until(_is_available, named)
+        bench.scale(0, named)
+        bench.until(_is_at_zero, bare)

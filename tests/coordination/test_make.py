@@ -100,6 +100,26 @@ def test_a_wrong_url_is_refused_and_not_repeated(url: str) -> None:
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
+@pytest.mark.parametrize("url", ["sqlite:///x.db", "sqlite:////x.db"])
+def test_a_path_that_was_meant_to_be_relative_is_told_as_it_is_understood(url: str) -> None:
+    """With three slashes it is relative for SQLAlchemy."""
+    with pytest.raises(SettingError) as caught:
+        Settings(coordination=url)  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        f"coordination: {url!r} is not allowed; it means the file /x.db, in the root directory, because the"
+        " path after 'sqlite://' is absolute: write it whole, such as 'sqlite:///var/lib/app/scalezero/x.db'"
+    )
+
+
+def test_a_file_that_cannot_be_used_is_named_whole(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    url = f"sqlite://{tmp_path}/x%20y.db"
+    with pytest.raises(SettingError) as caught:
+        make_coordination(url)
+    assert f"{url!r} is not allowed; it means the file {tmp_path}/x y.db: " in str(caught.value)
+    assert "is open to others" in str(caught.value)
+
+
 def test_the_setting_tells_no_password_either() -> None:
     with pytest.raises(SettingError) as caught:
         Settings(coordination="redis://:secret@host/x")  # type: ignore[arg-type]

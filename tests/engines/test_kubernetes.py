@@ -201,7 +201,7 @@ def test_other_kinds(cluster: Cluster, kind: str) -> None:
     name = kind.lower()
     cluster.function(name, NS, kind=kind)
     kube = provider(cluster, kind=kind)
-    assert Function(name) in kube.list_functions()
+    assert Function(name, NS) in kube.list_functions()
     status = kube.get_replicas(name, "")
     assert (status.replicas, status.available_replicas) == (0, 0)
     kube.set_replicas(name, "", 1)
@@ -240,7 +240,7 @@ def test_a_custom_resource(cluster: Cluster) -> None:
     cluster.create(widgets, "example.com/v1", "Widget", "gear", {"spec": {"size": 0}})
     cluster.service("gear", NS, None)
     kube = provider(cluster, kind="example.com/v1/widgets")
-    assert kube.list_functions() == [Function("gear")]
+    assert kube.list_functions() == [Function("gear", NS)]
     seen = kube.get_replicas("gear", "")
     assert (seen.replicas, seen.available_replicas) == (0, 0)
     kube.set_replicas("gear", "", 2)
@@ -288,7 +288,7 @@ def test_a_kind_that_the_cluster_does_not_know(cluster: Cluster) -> None:
 def test_functions_are_listed_for_the_namespace(cluster: Cluster) -> None:
     assert provider(cluster, namespace="empty").list_functions() == []
     cluster.function("listed", NS)
-    assert Function("listed") in provider(cluster).list_functions()
+    assert Function("listed", NS) in provider(cluster).list_functions()
 
 
 # Failures
@@ -423,7 +423,7 @@ RULES = yaml.safe_load(ROLE.read_text(encoding="utf-8"))["rules"]
 
 def use_all(kube: KubernetesProvider) -> None:
     """Whatever the middleware may ask of a provider, in every state that asks for a permission of its own."""
-    assert Function("role") in kube.list_functions()
+    assert Function("role", NS) in kube.list_functions()
     kube.set_replicas("role", "", 1)
     status = reach(kube, "role", available)
     assert status.endpoint is not None
@@ -507,7 +507,7 @@ def test_a_token_that_is_rotated(cluster: Cluster, role_functions: None, tmp_pat
     until(lambda: cluster.token_of("rotated", NS) not in ("", token))
     until(lambda: not _works(kube.list_functions))
     (tmp_path / "rotated.token").write_text(cluster.token_of("rotated", NS), encoding="utf-8")
-    assert Function("role") in kube.list_functions(), "the very next call has the new token"
+    assert Function("role", NS) in kube.list_functions(), "the very next call has the new token"
 
 
 def test_in_a_pod(
@@ -534,7 +534,7 @@ def test_in_a_pod(
     with pytest.raises(ProviderError, match="certificate"):
         kube.list_functions()
     (tmp_path / "ca.crt").write_text(good, encoding="utf-8")
-    assert Function("role") in kube.list_functions(), "the call after the one that failed has the new CA"
+    assert Function("role", NS) in kube.list_functions(), "the call after the one that failed has the new CA"
 
 
 def _make_ca(path: Path) -> None:

@@ -179,7 +179,7 @@ def test_what_is_told(either: Gateway) -> None:
 def test_namespaces_are_kept_apart(either: Gateway) -> None:
     provider = either.provider(namespaces="elsewhere")
     assert provider.list_functions() == [Function("hello", "elsewhere")]
-    assert Function("late") in either.provider().list_functions()
+    assert Function("late", DEFAULT_NAMESPACE) in either.provider().list_functions()
     before = provider.get_replicas(*HERE).replicas
     provider.set_replicas("hello", "elsewhere", 2)
     until(lambda: provider.get_replicas("hello", "elsewhere").available_replicas == 2)

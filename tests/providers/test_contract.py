@@ -75,7 +75,7 @@ class TestCallbackProvider(ProviderContract):
                 counts[name] = replicas
 
         return ProviderBench(
-            provider=CallbackProvider(get_replicas=get_replicas, set_replicas=set_replicas),
+            provider=CallbackProvider(get_replicas=get_replicas, set_replicas=set_replicas, namespace="fn"),
             ready=Function("hello"),
             unknown=Function("nobody"),
             bounds=(1, 1),

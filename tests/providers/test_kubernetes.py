@@ -580,7 +580,7 @@ def test_the_list_is_read_to_its_end(fake: Fake, kube: KubernetesProvider) -> No
         {"metadata": {}, "items": [{"metadata": {"name": "b"}}]},
     ]
     fake.answers[OBJECTS] = lambda: pages.pop(0)
-    assert kube.list_functions() == [Function("a"), Function("b")]
+    assert kube.list_functions() == [Function("a", "fn"), Function("b", "fn")]
     assert [query for _, _, query in fake.asked] == [{"limit": "500"}, {"limit": "500", "continue": "c1"}]
 
 

@@ -187,6 +187,8 @@ def test_what_it_offers() -> None:
         ({"timeout": 0}, "timeout = 0"),
         ({"connect_timeout": -1}, "connect_timeout: -1"),
         ({"connect_timeout": "0s"}, "connect_timeout = '0s'"),
+        ({"namespace": None}, "namespace = None"),
+        ({"namespace": "a/b"}, "namespace = 'a/b'"),
         ({"namespaces": 3}, "namespaces = 3"),
         ({"namespaces": "a,,b"}, "namespaces = 'a,,b'"),
         ({"namespaces": ["a/b"]}, "namespaces = ['a/b']"),
@@ -355,12 +357,19 @@ def test_functions_are_listed_by_namespace(fake: Fake) -> None:
     fake.replies["GET"] = reply(
         200, [{"name": "hello", "namespace": "openfaas-fn"}, {"name": "other"}, {}, {"name": "a/b"}]
     )
-    assert fake.provider().list_functions() == [Function("hello"), Function("other")]
+    own = "openfaas-fn"
+    assert fake.provider().list_functions() == [Function("hello", own), Function("other", own)]
+    assert fake.provider(namespace="fn").list_functions() == [
+        Function("hello", "fn"),
+        Function("other", "fn"),
+    ]
+    assert fake.provider(namespace="").list_functions() == [Function("hello"), Function("other")]
     assert fake.provider(namespaces="a,b").list_functions() == [
         Function("hello", "a"), Function("other", "a"), Function("hello", "b"), Function("other", "b"),
     ]  # fmt: skip
     assert [each.path for each in fake.asked] == [
-        "/system/functions", "/system/functions?namespace=a", "/system/functions?namespace=b",
+        "/system/functions", "/system/functions", "/system/functions",
+        "/system/functions?namespace=a", "/system/functions?namespace=b",
     ]  # fmt: skip
 
 
