@@ -10,7 +10,7 @@ from .coordination.fleet import Lead
 from .events import ProviderFailed, ScaleRequested
 from .function_cache import FunctionMeta
 from .knowledge import WATCH, Knowledge
-from .model import Function, NotAvailable, ProviderError, ProviderSilent, ReplicaStatus
+from .model import Function, FunctionFailed, NotAvailable, ProviderError, ProviderSilent, ReplicaStatus
 from .single_flight import Flight
 from .starts import SETTLE
 
@@ -184,6 +184,14 @@ class Wake:
             self._knowledge.set_replicas(self._function, self._lead, replicas)
         except ProviderError as error:
             self._lose(self._scaling, error)
+            return
+        except FunctionFailed as error:
+            self._lead.confirm()  # what a replaced leader tried does not stand against what another started
+            self._starts.begin(self._function)  # the failure is this start's own, not that of one before
+            try:
+                self._starts.fail(self._function, str(error.reason))
+            finally:
+                self._knowledge.tell(self._function, self._lead, meta)
             return
         self._scaling.reset()
         self._flight.trouble = None

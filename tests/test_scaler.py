@@ -19,7 +19,7 @@ from scalezero_wsgi import (
     ProviderError,
     ReplicaStatus,
 )
-from scalezero_wsgi.events import Event, FunctionReady, ProviderFailed, Reporter, ScaleRequested
+from scalezero_wsgi.events import Event, FunctionReady, ProviderFailed, Reporter, ScaleRequested, StartFailed
 from scalezero_wsgi.function_cache import FunctionMeta
 from scalezero_wsgi.providers import Provider
 from scalezero_wsgi.single_flight import Flight
@@ -207,6 +207,50 @@ def test_any_other_exception_of_a_provider_is_a_provider_error(error: Exception)
     provider.set_errors = [error] * 100
     with pytest.raises(ProviderError):
         Bench(provider).wake()
+
+
+def test_a_provider_that_raises_a_failure_is_asked_once_a_step() -> None:
+    """Whether ``set_replicas`` raises it or ``get_replicas``."""
+    failed = FunctionFailed("hello", "its licence has expired")
+    for provider in (ScriptedProvider(ZERO, on_set=failed), ScriptedProvider(failed)):
+        bench = Bench(provider)
+        with pytest.raises(FunctionFailed, match="its licence has expired") as caught:
+            bench.wake()
+        assert (caught.value.function, caught.value.retry_after) == (HELLO, 1.0)
+        assert bench.of(ProviderFailed) == []
+        with pytest.raises(FunctionFailed):
+            bench.scaler.start(HELLO, bench.clock() + 60)
+        bench.clock.advance(1.0)
+        provider.script[:] = [ZERO, UP]
+        assert bench.wake().available
+
+
+def test_a_failure_that_get_raises_keeps_the_function_from_being_asked_to_start() -> None:
+    provider = ScriptedProvider(FunctionFailed(HELLO, "no"))
+    with pytest.raises(FunctionFailed):
+        Bench(provider).wake()
+    assert provider.sets == []
+
+
+def test_a_refresh_that_meets_a_failure_ends_what_was_known() -> None:
+    provider = ScriptedProvider(UP, FunctionFailed(HELLO, "no"))
+    bench = Bench(provider)
+    bench.wake()
+    bench.scaler._refresh(HELLO, Flight(0.0, 60.0))
+    status, _ = bench.cache.get("hello")
+    assert (status.available_replicas, status.failure) == (0, "no")
+    assert bench.of(ProviderFailed) == []
+
+
+def test_a_watch_that_ends_in_a_failure() -> None:
+    class Watching(ScriptedProvider):
+        def wait_for_change(self, name: str, namespace: str, seen: object, timeout: float) -> ReplicaStatus:
+            raise FunctionFailed(name, "no")
+
+    bench = Bench(Watching(STARTING))
+    with pytest.raises(FunctionFailed, match="no"):
+        bench.wake()
+    assert len(bench.of(StartFailed)) == 1
 
 
 def test_the_leader_looks_into_the_cache_again() -> None:
