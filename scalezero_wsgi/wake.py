@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from .backoff import growing
+from .backoff import backoff_step, growing
 from .coordination.base import Known, Trouble
 from .coordination.fleet import Lead
 from .events import ProviderFailed, ScaleRequested
@@ -117,6 +117,7 @@ class Wake:
         self._querying = _Patience(self._clock)
         self._scaling = _Patience(self._clock)
         self._polls = growing(0.005, 0.25, factor=1.2)
+        self._requests = 0
         self._requested_at = self._starts.pending(self._function)
         self._request_seen = False
         seen: ReplicaStatus | None = None
@@ -171,9 +172,12 @@ class Wake:
         if status.replicas > 0:
             self._request_seen = True
             return False
-        if self._requested_at is None or self._request_seen:
+        if self._requested_at is None:
             return True
-        return self._clock() >= self._requested_at + SETTLE
+        # Not at once: a function that ends as soon as it starts, of which the provider tells no failure,
+        # would be started without a pause.
+        pause = backoff_step(max(1, self._requests))
+        return self._clock() >= self._requested_at + (pause if self._request_seen else max(SETTLE, pause))
 
     def _request(self, meta: FunctionMeta) -> None:
         """Scale up from zero."""
@@ -196,6 +200,7 @@ class Wake:
         self._scaling.reset()
         self._flight.trouble = None
         self._requested_at = self._starts.begin(self._function)
+        self._requests += 1
         self._request_seen = False
         self._knowledge.tell(self._function, self._lead, meta)
         self._knowledge.report(ScaleRequested(self._function, status.replicas, replicas))

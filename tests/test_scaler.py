@@ -91,9 +91,26 @@ def test_a_desired_count_above_zero_is_neither_lowered_nor_set_again() -> None:
 
 
 def test_a_count_that_falls_back_to_zero_is_set_again() -> None:
-    provider = ScriptedProvider(ZERO, STARTING, ZERO, STARTING, UP)
+    provider = ScriptedProvider(ZERO, STARTING, lambda: UP if len(provider.sets) > 1 else ZERO)
     Bench(provider).wake()
     assert provider.sets == [(HELLO, 1), (HELLO, 1)]
+
+
+@pytest.mark.parametrize("shown", [True, False], ids=["shown", "never-shown"])
+def test_a_count_that_does_not_stay_is_set_once_a_step(shown: bool) -> None:
+    """As of a provider that tells no failures, whose function ends as soon as it was started."""
+    sets: list[float] = []
+
+    class Ending(ScriptedProvider):
+        def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
+            sets.append(bench.clock())
+
+    provider = Ending(lambda: STARTING if shown and sets and bench.clock() < sets[-1] + 0.1 else ZERO)
+    bench = Bench(provider)
+    with pytest.raises(NotAvailable):
+        bench.wake(until=17.0)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(sets)]
+    assert [math.floor(gap) for gap in gaps] == ([1, 2, 4, 8] if shown else [2, 2, 4, 8])
 
 
 def test_a_provider_that_is_slow_to_show_the_count_is_not_asked_twice() -> None:
