@@ -9,7 +9,7 @@ from .coordination.base import Known, Trouble
 from .coordination.fleet import Lead
 from .events import Reporter
 from .function_cache import FunctionCache, FunctionMeta
-from .model import Function, FunctionNotFound, ProviderError, ReplicaStatus
+from .model import Function, FunctionFailed, FunctionNotFound, ProviderError, ReplicaStatus
 from .outages import Outages
 from .providers.base import LearningProvider, Provider, WatchingProvider
 from .starts import Starts
@@ -57,6 +57,8 @@ class Knowledge:
         """Ask the provider, or let it watch for a change from ``seen``; remember the answer, and tell the
         fleet.
 
+        A provider that raises :class:`FunctionFailed` has answered: the function does not come up.
+
         :param trouble: what the leader has met otherwise and not got over.
         :raises FunctionNotFound: the provider does not know the function.
         :raises ProviderError: the call failed, whatever was raised.
@@ -72,6 +74,9 @@ class Knowledge:
             self.outages.answered(function, asked_at)
             self._tell_missing(lead, function)
             raise
+        except FunctionFailed as error:
+            # One replica, not zero: a failure at zero is one from before, and does not stand against a start.
+            status = ReplicaStatus(1, 0, failure=str(error.reason))
         except ProviderError:
             raise
         except BaseException as error:  # a leader's thread ends with its flight: nobody else is meant
@@ -88,6 +93,7 @@ class Knowledge:
         """Ask the provider for so many replicas.
 
         :raises FunctionNotFound: the provider does not know the function.
+        :raises FunctionFailed: the function was tried and did not start.
         :raises ProviderError: the call failed, whatever was raised.
         """
         try:
@@ -95,7 +101,7 @@ class Knowledge:
         except FunctionNotFound:
             self._tell_missing(lead, function)
             raise
-        except ProviderError:
+        except (FunctionFailed, ProviderError):
             raise
         except BaseException as error:
             raise ProviderError(f"{type(error).__name__}: {error}") from error
@@ -129,6 +135,9 @@ class Knowledge:
         known = self.cache.find(function)
         if known is not None:
             known.usage.woken_at = self.starts.up_at(function)
+        if told.status is not None and self._learning is not None:
+            started = None if told.start is None else told.start.age
+            self._learning.learn(*function, told.status, told.age, started)
         asked_at = self.clock() - told.age
         if asked_at < since:
             return None
@@ -136,8 +145,6 @@ class Knowledge:
         if told.trouble is None:
             self.outages.answered(function, asked_at)
         if told.status is not None:
-            if self._learning is not None:
-                self._learning.learn(*function, told.status, told.age)
             meta = self._see(function, told.status, asked_at)
             return meta if news or told.age <= self.cache.expiry else None
         if told.trouble is None and (news or told.age <= self.cache.missing_expiry):

@@ -56,7 +56,7 @@ from .passing import (
     with_server_timing,
 )
 from .providers import make_provider
-from .providers.base import NamespacedProvider
+from .providers.base import NamespacedProvider, check_callable
 from .responses import Answers, problem_of
 from .routing import Names
 from .rules import Rules
@@ -106,9 +106,9 @@ class ScaleZeroMiddleware:
     ) -> None:
         if isinstance(provider, str):
             provider = make_provider(provider)
-        for method in ("get_replicas", "set_replicas"):
-            if not callable(getattr(provider, method, None)):
-                raise SettingError(f"provider: {provider!r} has no method {method}")
+        _check_provider(provider)
+        if not callable(app):
+            raise SettingError(f"app must be a WSGI application, not {app!r}")
         self.settings = settings = _settings(settings, keywords, provider)
         self.cache = FunctionCache(
             settings.cache_expiry,
@@ -127,6 +127,7 @@ class ScaleZeroMiddleware:
             settings.no_wake, settings.allow, settings.deny, settings.wake, settings.default_namespace
         )
 
+        self._unreachable = UNREACHABLE | ({"500"} if getattr(provider, "doubts_500", False) else set())
         self._app = app
         self._clock = clock
         self._expiry = settings.cache_expiry
@@ -383,7 +384,7 @@ class ScaleZeroMiddleware:
         def begin(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             nonlocal begun
             # The first comparison spares the usual answers the second.
-            if status > "5" and status[:3] in UNREACHABLE and (begun is None or not begun.released):
+            if status > "5" and status[:3] in self._unreachable and (begun is None or not begun.released):
                 begun = Held(start_response, status, headers, exc_info)
                 return begun.write
             begun = PASSED_ON
@@ -485,6 +486,22 @@ class _Call(NamedTuple):
     passed_at: float
     path: str
     last: bool
+
+
+def _check_provider(provider: object) -> None:
+    allowed = "an object with get_replicas and set_replicas, or a provider's name or URL"
+    if isinstance(provider, type):
+        raise SettingError(
+            f"provider must be {allowed}, not the class {provider.__name__}: make one, {provider.__name__}(…)"
+        )
+    for method, arguments in (
+        ("get_replicas", ("name", "namespace")),
+        ("set_replicas", ("name", "namespace", "replicas")),
+    ):
+        found = getattr(provider, method, None)
+        if found is None:
+            raise SettingError(f"provider must be {allowed}, not {provider!r}: it has no {method}")
+        check_callable(f"provider: {method}", found, *arguments)
 
 
 def _settings(settings: Settings | None, keywords: SettingKeywords, provider: Provider) -> Settings:

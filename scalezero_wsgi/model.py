@@ -158,11 +158,18 @@ class MayNotWake(ScaleZeroError):
 class FunctionFailed(ScaleZeroError):
     """The function cannot start, or failed again and again.
 
+    A provider raises it as well: ``raise FunctionFailed(name, "its licence has expired")`` is a failed start.
+
+    :param function: the function, or its name alone.
+    :param retry_after: seconds left of the back-off. What a provider says here is not used: the pauses after
+        failed starts are the middleware's.
     :ivar reason: why, fit for a client.
     :ivar retry_after: seconds left of the back-off.
     """
 
-    def __init__(self, function: Function, reason: str, retry_after: float = 1.0) -> None:
+    def __init__(self, function: Function | str, reason: str, retry_after: float = 1.0) -> None:
+        if isinstance(function, str):
+            function = Function(function)
         self.function = function
         self.reason = reason
         self.retry_after = retry_after

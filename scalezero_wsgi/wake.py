@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from .backoff import growing
+from .backoff import backoff_step, growing
 from .coordination.base import Known, Trouble
 from .coordination.fleet import Lead
 from .events import ProviderFailed, ScaleRequested
 from .function_cache import FunctionMeta
 from .knowledge import WATCH, Knowledge
-from .model import Function, NotAvailable, ProviderError, ProviderSilent, ReplicaStatus
+from .model import Function, FunctionFailed, NotAvailable, ProviderError, ProviderSilent, ReplicaStatus
 from .single_flight import Flight
 from .starts import SETTLE
 
@@ -118,6 +118,7 @@ class Wake:
         self._querying = _Patience(self._clock)
         self._scaling = _Patience(self._clock)
         self._polls = growing(0.005, 0.25, factor=1.2)
+        self._requests = 0
         self._requested_at = self._starts.pending(self._function)
         self._request_seen = False
         seen: ReplicaStatus | None = None
@@ -169,9 +170,12 @@ class Wake:
         if status.replicas > 0:
             self._request_seen = True
             return False
-        if self._requested_at is None or self._request_seen:
+        if self._requested_at is None:
             return True
-        return self._clock() >= self._requested_at + SETTLE
+        # Not at once: a function that ends as soon as it starts, of which the provider tells no failure,
+        # would be started without a pause.
+        pause = backoff_step(max(1, self._requests))
+        return self._clock() >= self._requested_at + (pause if self._request_seen else max(SETTLE, pause))
 
     def _request(self, meta: FunctionMeta) -> None:
         """Scale up from zero."""
@@ -183,9 +187,18 @@ class Wake:
         except ProviderError as error:
             self._lose(self._scaling, error)
             return
+        except FunctionFailed as error:
+            self._lead.confirm()  # what a replaced leader tried does not stand against what another started
+            self._starts.begin(self._function)  # the failure is this start's own, not that of one before
+            try:
+                self._starts.fail(self._function, str(error.reason))
+            finally:
+                self._knowledge.tell(self._function, self._lead, meta)
+            return
         self._scaling.reset()
         self._flight.trouble = None
         self._requested_at = self._starts.begin(self._function)
+        self._requests += 1
         self._request_seen = False
         self._knowledge.tell(self._function, self._lead, meta)
         self._knowledge.report(ScaleRequested(self._function, status.replicas, replicas))

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import logging
 import threading
 import time
 import wsgiref.validate
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -29,6 +31,7 @@ from scalezero_wsgi import (
     by_header,
     by_host,
 )
+from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.events import Event, OutageBegan, OutageEnded, RequestReplayed
 from scalezero_wsgi.providers import CallbackProvider
 from tests.clock import Clock, MovingClock
@@ -405,6 +408,50 @@ class TestAnswers:
         assert len(door._segments) == 0
 
 
+class TestWhatCannotBeAProviderOrAnApp:
+    """It stops the start, with an error that names it and says what is allowed."""
+
+    class Lacking:
+        def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
+            raise NotImplementedError
+
+        def __repr__(self) -> str:
+            return "<lacking>"
+
+    class Short(Lacking):
+        def set_replicas(self, name: str, replicas: int) -> None: ...
+
+    class Async(Lacking):
+        async def set_replicas(self, name: str, namespace: str, replicas: int) -> None: ...
+
+    ALLOWED = (
+        "provider must be an object with get_replicas and set_replicas, or a provider's name or URL, not "
+    )
+
+    @pytest.mark.parametrize(
+        ("provider", "message"),
+        [
+            (None, f"{ALLOWED}None: it has no get_replicas"),
+            (Lacking(), f"{ALLOWED}<lacking>: it has no set_replicas"),
+            (CallbackProvider, f"{ALLOWED}the class CallbackProvider: make one, CallbackProvider(…)"),
+            (Short(), "provider: set_replicas must be a callable of (name, namespace, replicas), not <bound"),
+            (Async(), "provider: set_replicas must be a callable of (name, namespace, replicas), not <bound"),
+            ("functions.toml", "provider: 'functions.toml' is a path, "),
+            ("dokcer", "provider: there is none called 'dokcer'"),
+        ],
+    )
+    def test_a_provider(self, provider: Any, message: str) -> None:
+        with pytest.raises(SettingError) as caught:
+            ScaleZeroMiddleware(App(), provider)
+        assert str(caught.value).startswith(message)
+
+    @pytest.mark.parametrize("app", [None, "flask_app:app", ScriptedProvider(UP)])
+    def test_an_app(self, app: Any) -> None:
+        with pytest.raises(SettingError) as caught:
+            ScaleZeroMiddleware(app, ScriptedProvider(UP))
+        assert str(caught.value) == f"app must be a WSGI application, not {app!r}"
+
+
 class TestAFunctionScaledDownBehindOurBack:
     class Down:
         """An app whose function answers only while the fleet has it up."""
@@ -607,14 +654,89 @@ class TestAFunctionScaledDownBehindOurBack:
         ask(door)
         assert [type(event) for event in events].count(RequestReplayed) == 1
 
-    def test_a_callback_that_only_scales_up_is_called_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("answer", ["500 Internal Server Error", "502 Bad Gateway"])
+    def test_a_callback_that_only_scales_up_is_called_again(
+        self, answer: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("scalezero_wsgi.providers.callback._DOUBT_EVERY", 0.0)
         ups: list[str] = []
-        app = App("200 OK", "502 Bad Gateway", "200 OK")
+        app = App("200 OK", answer, "200 OK")
         provider = CallbackProvider(scale_up=lambda name, namespace: ups.append(name))
         door = ScaleZeroMiddleware(app, provider, cache_expiry=60)
         assert [ask(door)[0] for _ in range(3)] == ["200 OK"] * 3
         assert ups == ["hello", "hello"]
+        assert len(app.calls) == 4
+
+    def test_a_500_of_the_functions_own_stands_and_costs_one_scale_up_in_5_seconds(self) -> None:
+        clock, app = MovingClock(), App("500 Internal Server Error")
+        ups: list[float] = []
+        provider = CallbackProvider(scale_up=lambda *_: ups.append(clock()), clock=clock)
+        door = ScaleZeroMiddleware(app, provider, clock=clock)
+        begun = clock()
+        for second in range(0, 200, 3):
+            for method in ("GET", "POST"):
+                assert ask(door, method=method)[0] == "500 Internal Server Error"
+            clock.now = second / 10
+        assert all(later - earlier >= 5.0 for earlier, later in itertools.pairwise(ups))
+        assert 3 <= len(ups) <= (clock() - begun) / 5.0 + 1
+        assert len(app.calls) <= 2 * 67 + 2 * len(ups)
+
+    def test_the_500s_of_two_workers_cost_one_scale_up_in_5_seconds_too(self) -> None:
+        clock, app = MovingClock(), App("500 Internal Server Error")
+        store = MemoryCoordination(clock=clock)
+        ups: list[float] = []
+        doors = [
+            ScaleZeroMiddleware(
+                app,
+                CallbackProvider(scale_up=lambda *_: ups.append(clock()), clock=clock),
+                clock=clock,
+                coordination=store,
+            )
+            for _ in range(2)
+        ]
+        begun = clock()
+        for step in range(80):
+            for door in doors:
+                assert ask(door)[0] == "500 Internal Server Error"
+            clock.now = step * 0.3
+        assert all(later - earlier >= 5.0 for earlier, later in itertools.pairwise(ups))
+        assert 3 <= len(ups) <= (clock() - begun) / 5.0 + 1
+
+    def test_a_500_is_no_reason_to_doubt_where_the_provider_knows_better(self) -> None:
+        app, provider = App("500 Internal Server Error"), ScriptedProvider(UP)
+        door = ScaleZeroMiddleware(app, provider, cache_expiry=60)
+        for _ in range(5):
+            assert ask(door)[0] == "500 Internal Server Error"
+        assert len(provider.queries) == 1
+        asked = CallbackProvider(get_replicas=provider.get_replicas, set_replicas=provider.set_replicas)
+        door = ScaleZeroMiddleware(app, asked, cache_expiry=60)
+        for _ in range(5):
+            ask(door)
+        assert len(provider.queries) == 2
+
+    def test_a_scale_up_that_raises_is_503_at_once_and_tried_once_a_step(self) -> None:
+        """With 10 requests at once, over and over, for three steps: 1, 2 and 4 s."""
+        clock, app = MovingClock(), App()
+        ups: list[float] = []
+
+        def scale_up(name: str, namespace: str) -> None:
+            ups.append(clock())
+            time.sleep(0.02)
+            raise OSError("connection refused by 10.0.0.1")
+
+        door = ScaleZeroMiddleware(app, CallbackProvider(scale_up=scale_up, clock=clock), clock=clock)
+        begun = clock()
+        while clock() < begun + 7.5:
+            with ThreadPoolExecutor(10) as pool:
+                answers = list(pool.map(lambda _: ask(door), range(10)))
+            for status, headers, _ in answers:
+                assert status == "503 SERVICE UNAVAILABLE"
+                assert 1 <= int(headers["Retry-After"]) <= 8
+            clock.advance(0.1)
+        assert len(ups) == 4
+        gaps = [later - earlier for earlier, later in itertools.pairwise(ups)]
+        assert all(gap >= step for gap, step in zip(gaps, (1, 2, 4), strict=True))
+        assert app.calls == []
 
 
 class Closing:

@@ -19,7 +19,7 @@ from scalezero_wsgi import (
     ProviderError,
     ReplicaStatus,
 )
-from scalezero_wsgi.events import Event, FunctionReady, ProviderFailed, Reporter, ScaleRequested
+from scalezero_wsgi.events import Event, FunctionReady, ProviderFailed, Reporter, ScaleRequested, StartFailed
 from scalezero_wsgi.function_cache import FunctionMeta
 from scalezero_wsgi.providers import Provider
 from scalezero_wsgi.single_flight import Flight
@@ -91,9 +91,26 @@ def test_a_desired_count_above_zero_is_neither_lowered_nor_set_again() -> None:
 
 
 def test_a_count_that_falls_back_to_zero_is_set_again() -> None:
-    provider = ScriptedProvider(ZERO, STARTING, ZERO, STARTING, UP)
+    provider = ScriptedProvider(ZERO, STARTING, lambda: UP if len(provider.sets) > 1 else ZERO)
     Bench(provider).wake()
     assert provider.sets == [(HELLO, 1), (HELLO, 1)]
+
+
+@pytest.mark.parametrize("shown", [True, False], ids=["shown", "never-shown"])
+def test_a_count_that_does_not_stay_is_set_once_a_step(shown: bool) -> None:
+    """As of a provider that tells no failures, whose function ends as soon as it was started."""
+    sets: list[float] = []
+
+    class Ending(ScriptedProvider):
+        def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
+            sets.append(bench.clock())
+
+    provider = Ending(lambda: STARTING if shown and sets and bench.clock() < sets[-1] + 0.1 else ZERO)
+    bench = Bench(provider)
+    with pytest.raises(NotAvailable):
+        bench.wake(until=17.0)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(sets)]
+    assert [math.floor(gap) for gap in gaps] == ([1, 2, 4, 8] if shown else [2, 2, 4, 8])
 
 
 def test_a_provider_that_is_slow_to_show_the_count_is_not_asked_twice() -> None:
@@ -207,6 +224,50 @@ def test_any_other_exception_of_a_provider_is_a_provider_error(error: Exception)
     provider.set_errors = [error] * 100
     with pytest.raises(ProviderError):
         Bench(provider).wake()
+
+
+def test_a_provider_that_raises_a_failure_is_asked_once_a_step() -> None:
+    """Whether ``set_replicas`` raises it or ``get_replicas``."""
+    failed = FunctionFailed("hello", "its licence has expired")
+    for provider in (ScriptedProvider(ZERO, on_set=failed), ScriptedProvider(failed)):
+        bench = Bench(provider)
+        with pytest.raises(FunctionFailed, match="its licence has expired") as caught:
+            bench.wake()
+        assert (caught.value.function, caught.value.retry_after) == (HELLO, 1.0)
+        assert bench.of(ProviderFailed) == []
+        with pytest.raises(FunctionFailed):
+            bench.scaler.start(HELLO, bench.clock() + 60)
+        bench.clock.advance(1.0)
+        provider.script[:] = [ZERO, UP]
+        assert bench.wake().available
+
+
+def test_a_failure_that_get_raises_keeps_the_function_from_being_asked_to_start() -> None:
+    provider = ScriptedProvider(FunctionFailed(HELLO, "no"))
+    with pytest.raises(FunctionFailed):
+        Bench(provider).wake()
+    assert provider.sets == []
+
+
+def test_a_refresh_that_meets_a_failure_ends_what_was_known() -> None:
+    provider = ScriptedProvider(UP, FunctionFailed(HELLO, "no"))
+    bench = Bench(provider)
+    bench.wake()
+    bench.scaler._refresh(HELLO, Flight(0.0, 60.0))
+    status, _ = bench.cache.get("hello")
+    assert (status.available_replicas, status.failure) == (0, "no")
+    assert bench.of(ProviderFailed) == []
+
+
+def test_a_watch_that_ends_in_a_failure() -> None:
+    class Watching(ScriptedProvider):
+        def wait_for_change(self, name: str, namespace: str, seen: object, timeout: float) -> ReplicaStatus:
+            raise FunctionFailed(name, "no")
+
+    bench = Bench(Watching(STARTING))
+    with pytest.raises(FunctionFailed, match="no"):
+        bench.wake()
+    assert len(bench.of(StartFailed)) == 1
 
 
 def test_the_leader_looks_into_the_cache_again() -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import quote
 
 from ..model import SettingError
 from .base import DoubtingProvider, ListingProvider, NamespacedProvider, Provider, WatchingProvider
@@ -81,6 +83,9 @@ def make_provider(which: str, **keywords: Any) -> Provider:
     :raises SettingError: there is no such provider, or the URL or a keyword is not allowed.
     :raises MissingExtra: the provider's library is not installed.
     """
+    if "://" not in which and (which.endswith(".toml") or which.startswith(("/", "./", "../"))):
+        url = f"process://{quote(str(Path(which).absolute()))}"
+        raise SettingError(f"provider: {which!r} is a path, no name or URL; a file of functions is {url!r}")
     scheme, colon, _ = which.partition(":")
     kind = _kind(scheme.partition("+")[0])
     if not colon:

@@ -1,16 +1,18 @@
 """What a provider is: the one who knows replicas and changes their number.
 
 A provider knows nothing of WSGI. Its methods may block, each within a time-out of its own, and are
-called from several threads at once. It raises :class:`~scalezero_wsgi.FunctionNotFound` or
-:class:`~scalezero_wsgi.ProviderError`; any other exception counts as the latter.
+called from several threads at once. It raises :class:`~scalezero_wsgi.FunctionNotFound`,
+:class:`~scalezero_wsgi.FunctionFailed` or :class:`~scalezero_wsgi.ProviderError`; any other exception counts
+as the last of these.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
-from ..model import Function, ReplicaStatus
+from ..model import Function, ReplicaStatus, SettingError
 
 
 class Provider(Protocol):
@@ -20,6 +22,7 @@ class Provider(Protocol):
         """Tell the present status.
 
         :raises FunctionNotFound: the provider does not know the function.
+        :raises FunctionFailed: the function does not start, and is not to be asked to.
         :raises ProviderError: it cannot tell.
         """
 
@@ -30,7 +33,8 @@ class Provider(Protocol):
         no longer told.
 
         :raises FunctionNotFound: the provider does not know the function.
-        :raises ProviderError: the number was not accepted.
+        :raises FunctionFailed: the function was tried and did not start. It is tried again after a pause.
+        :raises ProviderError: the number was not accepted. That is tried again at once.
         """
 
 
@@ -70,13 +74,46 @@ class ListingProvider(Provider, Protocol):
 class LearningProvider(Provider, Protocol):
     """A provider that answers from memory, and wants to hear what those of other workers said."""
 
-    def learn(self, name: str, namespace: str, status: ReplicaStatus, age: float) -> None:
-        """Another worker's provider told ``status``, ``age`` seconds ago."""
+    def learn(
+        self, name: str, namespace: str, status: ReplicaStatus, age: float, started: float | None
+    ) -> None:
+        """Another worker's provider told ``status``, ``age`` seconds ago.
+
+        :param started: seconds since any worker last had the function scaled up from zero; ``None`` when
+            nobody knows.
+        """
 
 
 @runtime_checkable
 class DoubtingProvider(Provider, Protocol):
-    """A provider that answers from memory, and wants to hear when its answer did not hold."""
+    """A provider that answers from memory, and wants to hear when its answer did not hold.
+
+    If it has a true attribute ``doubts_500``, the application's 500 counts as a function that could not be
+    reached, as 502, 503 and 504 do.
+    """
 
     def doubt(self, name: str, namespace: str) -> None:
         """The application could not reach the function although it was said to be available."""
+
+
+def check_callable(what: str, value: object, *arguments: str) -> None:
+    """Refuse what cannot be called with so many positional arguments, or would have to be awaited.
+
+    :param what: names it in the error.
+    :param arguments: their names, for the error.
+    :raises SettingError: it names the thing, its value and what is allowed.
+    """
+    wrong = f"{what} must be a callable of ({', '.join(arguments)}), not {value!r}"
+    if not callable(value):
+        raise SettingError(wrong)
+    for each in (value, type(value).__call__):
+        if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
+            raise SettingError(f"{wrong}: it is async, and nothing would await it")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # some of those written in C have none
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise SettingError(f"{wrong}: {error}") from None

@@ -2,43 +2,82 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 from ..bounded import Bounded
-from ..model import AT_ZERO, Function, ReplicaStatus, SettingError
+from ..model import (
+    AT_ZERO,
+    Function,
+    FunctionFailed,
+    FunctionNotFound,
+    ProviderError,
+    ReplicaStatus,
+    SettingError,
+)
+from .base import check_callable
+
+logger = logging.getLogger("scalezero_wsgi")
 
 _DOUBT_EVERY = 5.0
 """Seconds for which a scale-up is believed, whatever the application meets: it bounds the calls that a
-function causes by answering 503 of its own accord."""
+function causes by answering 500 or 503 of its own accord."""
+
+_LONGEST_REASON = 300
+"""Characters of an exception's text that are kept: some hold a command's whole output."""
 
 _ONE = ReplicaStatus(replicas=1, available_replicas=1)
 
 
 class _Memory(NamedTuple):
-    """Whether a function is up, and since when that is known."""
+    """What was done to a function last, by any worker, and whether it still holds.
 
-    up: bool
+    :ivar since: when it was scaled up, or to zero.
+    :ivar doubted_at: when the application could not reach it.
+    """
+
+    scaled_up: bool
     since: float
+    doubted_at: float = -math.inf
+
+    @property
+    def up(self) -> bool:
+        return self.scaled_up and self.doubted_at < self.since + _DOUBT_EVERY
 
 
 class CallbackProvider:
     """A provider from callbacks. Give either ``get_replicas`` and ``set_replicas``, or ``scale_up``.
 
     Callbacks get ``(name, namespace)``, ``set_replicas`` the wanted count as well; they are called from
-    several threads. What they raise counts as :class:`~scalezero_wsgi.ProviderError`, but for the
-    package's own exceptions.
+    several threads. They may raise:
+
+    - :class:`~scalezero_wsgi.FunctionNotFound`: there is no such function: 404.
+    - :class:`~scalezero_wsgi.FunctionFailed`: the function cannot start, as in
+      ``raise FunctionFailed(name, "its licence has expired")``. Requests get 503 at once, and it is tried
+      again after 1 s, 2 s, 4 s and so on up to 60 s, once by all workers together. Raised by
+      ``get_replicas``, it keeps ``set_replicas`` from being called; a status with 0 replicas and a
+      ``failure`` does not.
+    - :class:`~scalezero_wsgi.ProviderError`: whoever starts functions cannot be used. It is tried again at
+      once, for some seconds, and then requests get 502.
+
+    Whatever else ``scale_up`` raises counts as ``FunctionFailed``, and its traceback goes to the log; from
+    the other callbacks it counts as ``ProviderError``.
 
     :param get_replicas: tells a :class:`~scalezero_wsgi.ReplicaStatus`.
     :param set_replicas: asks for a count, and may return before it is reached.
     :param scale_up: blocks until the function is ready. The function then counts as available until the
-        application cannot reach it (502, 503, 504 or a connection error); then it is called again.
+        application cannot reach it (500, 502, 503, 504 or a connection error); then it is called again, but
+        not within 5 s of the last time.
     :param scale_down: called when the function is to go to zero; with ``scale_up`` only.
     :param namespace: where a function is that is named without one: ``name`` and ``name.<namespace>`` are
         then one function, and callbacks are always told the namespace. ``""``: they are two.
     :param clock: where monotonic seconds come from.
-    :raises SettingError: any other combination.
+    :ivar doubts_500: whether the application's 500 counts as a function that it could not reach, as with
+        ``scale_up``: frameworks make one of a connection error.
+    :raises SettingError: any other combination, or a callback that cannot be called so.
     """
 
     def __init__(
@@ -53,11 +92,25 @@ class CallbackProvider:
     ) -> None:
         asking = get_replicas is not None and set_replicas is not None
         pushing = scale_up is not None
-        if asking == pushing or (get_replicas is None) != (set_replicas is None) or (scale_down and asking):
+        if (
+            asking == pushing
+            or (get_replicas is None) != (set_replicas is None)
+            or (scale_down is not None and asking)
+        ):
             raise SettingError(
                 "CallbackProvider takes either get_replicas and set_replicas, or scale_up (and scale_down)"
             )
         self.own_namespace = namespace
+        for what, callback in (
+            ("get_replicas", get_replicas),
+            ("scale_up", scale_up),
+            ("scale_down", scale_down),
+        ):
+            if callback is not None:
+                check_callable(what, callback, "name", "namespace")
+        if set_replicas is not None:
+            check_callable("set_replicas", set_replicas, "name", "namespace", "replicas")
+        self.doubts_500 = pushing
         self._get_replicas = get_replicas or self._remembered
         self._set_replicas = set_replicas or self._scale
         self._scale_up = scale_up or (lambda *_: None)
@@ -70,24 +123,45 @@ class CallbackProvider:
         return self._get_replicas(name, namespace)
 
     def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
-        """Ask for a count; with ``scale_up`` this blocks until the function is ready."""
+        """Ask for a count; with ``scale_up`` this blocks until the function is ready.
+
+        :raises FunctionFailed: ``scale_up`` raised that, or anything that is not the package's own.
+        """
         self._set_replicas(name, namespace, replicas)
 
     def doubt(self, name: str, namespace: str) -> None:
         """Forget that the function was scaled up, unless that was just now."""
-        memory, now = self._memories.get(Function(name, namespace)), self._clock()
-        if memory is not None and now >= memory.since + _DOUBT_EVERY:
-            self._remember(name, namespace, False, now)
+        function, now = Function(name, namespace), self._clock()
+        if self._memories.get(function) is not None:
+            self._memories.change(
+                function, lambda known: known._replace(doubted_at=now) if known else _Memory(False, now)
+            )
 
-    def learn(self, name: str, namespace: str, status: ReplicaStatus, age: float) -> None:
-        """Another worker scaled the function up, or down, or found out that it is not there any more."""
-        told_at, up = self._clock() - age, status.available_replicas > 0
-        memory = self._memories.get(Function(name, namespace))
-        if memory is None or (memory.up != up and memory.since < told_at):
-            self._remember(name, namespace, up, told_at)
+    def learn(
+        self, name: str, namespace: str, status: ReplicaStatus, age: float, started: float | None
+    ) -> None:
+        """Another worker scaled the function up, or down, or found out that it is not there any more.
 
-    def _remember(self, name: str, namespace: str, up: bool, since: float) -> None:
-        self._memories.set(Function(name, namespace), _Memory(up, since))
+        :param age: seconds since ``status`` was told.
+        :param started: seconds since any worker last scaled the function up; ``None`` when nobody knows.
+        """
+        now, up = self._clock(), status.available_replicas > 0
+        told_at = now - age
+        started_at = told_at if started is None else now - started
+
+        def change(known: _Memory | None) -> _Memory:
+            if known is None:
+                return _Memory(up, started_at if up else told_at)
+            if up and started_at > known.since and (started is not None or not known.scaled_up):
+                return _Memory(True, started_at, known.doubted_at)
+            if not up and known.up and told_at > known.since:
+                return _Memory(False, told_at)
+            return known
+
+        self._memories.change(Function(name, namespace), change)
+
+    def _remember(self, name: str, namespace: str, up: bool) -> None:
+        self._memories.set(Function(name, namespace), _Memory(up, self._clock()))
 
     def _remembered(self, name: str, namespace: str) -> ReplicaStatus:
         memory = self._memories.get(Function(name, namespace))
@@ -95,9 +169,21 @@ class CallbackProvider:
 
     def _scale(self, name: str, namespace: str, replicas: int) -> None:
         if replicas == 0:
-            self._remember(name, namespace, False, self._clock())
+            self._remember(name, namespace, False)
             if self._scale_down is not None:
                 self._scale_down(name, namespace)
-        else:
+            return
+        try:
             self._scale_up(name, namespace)
-            self._remember(name, namespace, True, self._clock())
+        except (FunctionFailed, FunctionNotFound, ProviderError):
+            raise
+        except BaseException as error:  # gevent's Timeout is no Exception
+            function = Function(name, namespace)
+            logger.exception("%s: scale_up raised", function)
+            raise FunctionFailed(function, f"scale_up raised {_in_a_line(error)}") from error
+        self._remember(name, namespace, True)
+
+
+def _in_a_line(error: BaseException) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":")
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"

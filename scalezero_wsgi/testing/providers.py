@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from ..model import Function, FunctionNotFound, ProviderError, ReplicaStatus
+from ..backoff import backoff_step
+from ..coordination.fleet import Fleet
+from ..coordination.memory import MemoryCoordination
+from ..events import Event, Reporter, StartFailed
+from ..function_cache import FunctionCache
+from ..model import (
+    Function,
+    FunctionFailed,
+    FunctionNotFound,
+    ProviderError,
+    ReplicaStatus,
+    ScaleZeroError,
+)
 from ..providers.base import ListingProvider, NamespacedProvider, Provider, WatchingProvider
+from ..scaler import FunctionScaler
 
 HOSTILE_NAMES = (
     "",
@@ -89,6 +103,83 @@ def _in_words(provider: Provider, function: Function) -> Function:
     """The function with its namespace, which may be the provider's own."""
     own = provider.own_namespace if isinstance(provider, NamespacedProvider) else ""
     return Function(function.name, function.namespace or own)
+
+
+@dataclass(slots=True)
+class Tries:
+    """What several workers did to start a function.
+
+    :ivar sets: when each call of ``set_replicas`` began and ended, in monotonic seconds.
+    :ivar failures: failed starts, of all workers together.
+    :ivar outcomes: what the requests ended with.
+    """
+
+    sets: list[tuple[float, float]] = field(default_factory=list)
+    failures: list[StartFailed] = field(default_factory=list)
+    outcomes: set[type[Exception] | None] = field(default_factory=set)
+
+
+class _Counted:
+    """A provider whose calls of ``set_replicas`` are written down."""
+
+    def __init__(self, provider: Provider, tries: Tries) -> None:
+        self._provider = provider
+        self._tries = tries
+        # As attributes of the object, so that it is as watching, doubting and so on as the provider.
+        for method in ("wait_for_change", "doubt", "learn"):
+            if hasattr(provider, method):
+                setattr(self, method, getattr(provider, method))
+
+    def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
+        return self._provider.get_replicas(name, namespace)
+
+    def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
+        begun = time.monotonic()
+        try:
+            self._provider.set_replicas(name, namespace, replicas)
+        finally:
+            self._tries.sets.append((begun, time.monotonic()))
+
+
+@contextlib.contextmanager
+def asked_by_workers(
+    provider: Provider, function: Function, *, max_wait: float, workers: int = 3, requests: int = 3
+) -> Iterator[Tries]:
+    """While the block runs, so many workers that share a store have so many requests each at any time.
+
+    :param max_wait: seconds that each request waits.
+    """
+    tries = Tries()
+    done = threading.Event()
+
+    def note(event: Event) -> None:
+        if isinstance(event, StartFailed):
+            tries.failures.append(event)
+
+    def ask(scaler: FunctionScaler) -> None:
+        while not done.wait(0.01):
+            try:
+                scaler.ensure_available(function, time.monotonic() + max_wait)
+                tries.outcomes.add(None)
+            except ScaleZeroError as error:
+                tries.outcomes.add(type(error))
+
+    store, counted = MemoryCoordination(), _Counted(provider, tries)
+    fleets = [Fleet(store, Reporter()) for _ in range(workers)]
+    scalers = [
+        FunctionScaler(counted, FunctionCache(0.25), report=Reporter([note]), fleet=fleet) for fleet in fleets
+    ]
+    threads = [threading.Thread(target=ask, args=(scaler,)) for scaler in scalers for _ in range(requests)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield tries
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+        for fleet in fleets:
+            fleet._worker.get()._stop()
 
 
 def _is_at_zero(status: ReplicaStatus) -> bool:
@@ -170,6 +261,24 @@ class ProviderContract:
         status = bench.until(lambda status: status.failure is not None, bench.broken)
         assert status.available_replicas == 0
         bench.scale(0, bench.broken)
+
+    def test_a_function_that_cannot_start_is_tried_once_a_step(self, bench: ProviderBench) -> None:
+        """In the first three steps of its back-off, however many workers and requests there are."""
+        if bench.broken is None:
+            return
+        deadline = time.monotonic() + 3 * bench.start_timeout + 3.0
+        with asked_by_workers(bench.provider, bench.broken, max_wait=bench.start_timeout) as tries:
+            while len(tries.failures) < 3:
+                assert time.monotonic() < deadline, f"it failed {len(tries.failures)} times only"
+                time.sleep(0.02)
+        # An engine that goes on trying by itself shows a count above zero, which is not set again.
+        sets = tries.sets
+        assert 1 <= len(sets) <= 3
+        for number, ((_, ended), (begun, _)) in enumerate(itertools.pairwise(sets), 1):
+            assert begun >= ended + backoff_step(number), f"try {number + 1} came too early"
+        assert tries.outcomes == {FunctionFailed}
+        with contextlib.suppress(FunctionFailed):
+            bench.scale(0, bench.broken)
 
     def test_an_engine_that_is_down_is_a_provider_error(self, bench: ProviderBench) -> None:
         """And not a missing function."""

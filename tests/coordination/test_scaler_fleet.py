@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
+
 from scalezero_wsgi import FunctionFailed, FunctionNotFound, ProviderError, ReplicaStatus
 from scalezero_wsgi.coordination.base import Failure, Known, Start, Trouble
 from scalezero_wsgi.coordination.fleet import BEAT, LEASE, RETELL
@@ -16,7 +18,7 @@ from scalezero_wsgi.model import NotAvailable, ProviderSilent
 from scalezero_wsgi.outages import FIRST_PAUSE, LONGEST_PAUSE
 from scalezero_wsgi.scaler import FOLLOW
 from scalezero_wsgi.single_flight import Flight
-from scalezero_wsgi.starts import SETTLE
+from scalezero_wsgi.starts import SETTLE, STABLE
 from scalezero_wsgi.wake import PROVIDER_PATIENCE, SILENT
 from tests.coordination.simulation import HELLO, Engine, Simulation
 from tests.fakes import STARTING, UP, ZERO
@@ -321,6 +323,80 @@ class TestFailure:
         assert [math.floor(gap) for gap in gaps] == [1, 2, 4]
         counts = {worker.scaler._knowledge.starts._failures.get(HELLO).count for worker in world.workers}  # type: ignore[union-attr]
         assert counts == {4}
+
+    @pytest.mark.parametrize("blocks", [0.0, LEASE + 1.0], ids=["at-once", "blocks"])
+    def test_a_scale_up_that_raises_is_tried_once_a_step_by_the_whole_fleet(self, blocks: float) -> None:
+        """With a request in each worker at any time; those in between are refused at once."""
+        world = World(4)
+        tried: list[float] = []
+        ended: list[float] = []
+
+        def scale_up(_: object) -> None:
+            tried.append(world.clock())
+            world.sleep(blocks)
+            ended.append(world.clock())
+            raise FunctionFailed("hello", "its licence has expired")
+
+        world.provider.set = scale_up  # type: ignore[method-assign,assignment]
+        while world.clock() < 14.0 + 4 * blocks:
+            for worker in world.workers:
+                if not worker.busy("wake"):
+                    worker.wake()
+            world.pass_time(0.05)
+        gaps = [later - earlier for earlier, later in zip(ended, tried[1:], strict=False)]
+        assert [math.floor(gap) for gap in gaps] == [1, 2, 4]
+        counts = {worker.scaler._knowledge.starts._failures.get(HELLO).count for worker in world.workers}  # type: ignore[union-attr]
+        assert counts == {4}
+        refused = {outcome(flight) for worker in world.workers for flight in worker.flights if flight.wait(0)}
+        assert refused == {FunctionFailed}
+        failed = [event for event in world.events if isinstance(event, StartFailed)]
+        assert [(event.reason, round(event.retry_after, 6)) for event in failed] == [
+            ("its licence has expired", pause) for pause in (1.0, 2.0, 4.0, 8.0)
+        ]
+
+    def test_a_get_that_raises_is_a_failed_start_too(self) -> None:
+        world = World(3)
+        world.answer(FunctionFailed("hello", "its licence has expired"))
+        wake_all(world)
+        world.all_land(5.0)
+        assert outcomes(world) == [FunctionFailed] * 3
+        assert (world.provider.queries, world.provider.sets) == (1, [])
+        assert world.known().failure is not None
+
+    def test_a_scale_up_that_raises_long_after_the_last_one_is_told_to_all_again(self) -> None:
+        world = World(2)
+        first, second = world.workers
+        wake_all(world)
+        world.all_land()
+        for _ in range(2):
+            world.provider.zero()
+            world.provider.refusal = FunctionFailed("hello", "no")
+            world.pass_time(STABLE + 10.0)
+            first.wake()
+            world.all_land()
+            world.provider.refusal = None
+            second.wake()
+            world.all_land()
+            assert outcome(second.flights[-1]) is FunctionFailed
+            assert world.provider.sets == []
+
+    def test_what_a_replaced_leader_tried_does_not_stand_against_what_another_started(self) -> None:
+        world = World(2)
+        first, second = world.workers
+        world.provider.refusal = FunctionFailed("hello", "no")
+        first.wake()
+        world.until(lambda: world.ledger.lease is not None and world.provider.queries == 1)
+        world.until(lambda: any(task.call == "" and task.confirmed for task in world.tasks))
+        first.stopped = True  # on its way into the provider's call
+        refusal, world.provider.refusal = world.provider.refusal, None
+        world.pass_time(LEASE + 0.1)
+        second.wake()
+        world.until(lambda: second.flights[0].wait(0))
+        world.provider.refusal = refusal
+        first.stopped = False
+        world.all_land()
+        assert isinstance(outcome(first.flights[0]), FunctionMeta)
+        assert not [event for event in world.events if isinstance(event, StartFailed)]
 
     def test_who_comes_new_learns_that_the_function_rests(self) -> None:
         world = World(2)

@@ -1,17 +1,35 @@
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
+import operator
+import re
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 
-from scalezero_wsgi import FunctionNotFound, ProviderError, ReplicaStatus, ScaleZeroMiddleware, SettingError
+from scalezero_wsgi import (
+    Function,
+    FunctionFailed,
+    FunctionNotFound,
+    ProviderError,
+    ReplicaStatus,
+    ScaleZeroMiddleware,
+    SettingError,
+)
+from scalezero_wsgi.model import AT_ZERO, NotAvailable
 from scalezero_wsgi.providers import CallbackProvider, DoubtingProvider, Provider, WatchingProvider
 from tests.clock import Clock
 
 CALLBACKS = ["get_replicas", "set_replicas", "scale_up", "scale_down"]
 ALLOWED = [{"get_replicas", "set_replicas"}, {"scale_up"}, {"scale_up", "scale_down"}]
 COMBINATIONS = [set(names) for count in range(5) for names in itertools.combinations(CALLBACKS, count)]
+
+
+ONE = ReplicaStatus(1, 1)
 
 
 class Engine:
@@ -79,10 +97,12 @@ def test_get_and_set_are_passed_on_to_their_callbacks(engine: Engine) -> None:
     assert engine.calls == [("get", "hello", "dev"), ("set", "hello", "dev", 2), ("set", "hello", "", 0)]
 
 
-@pytest.mark.parametrize("error", [FunctionNotFound("hello"), ProviderError("no"), OSError("refused")])
-def test_what_a_callback_raises_is_not_changed(engine: Engine, error: Exception) -> None:
+OWN = [FunctionNotFound("hello"), ProviderError("no"), FunctionFailed("hello", "its licence has expired")]
+
+
+@pytest.mark.parametrize("error", [*OWN, OSError("refused")])
+def test_what_get_and_set_raise_is_not_changed(engine: Engine, error: Exception) -> None:
     asking = CallbackProvider(get_replicas=engine.get, set_replicas=engine.set)
-    pushing = CallbackProvider(scale_up=engine.up)
     engine.error = error
     with pytest.raises(type(error)) as caught:
         asking.get_replicas("hello", "")
@@ -90,9 +110,59 @@ def test_what_a_callback_raises_is_not_changed(engine: Engine, error: Exception)
     with pytest.raises(type(error)) as caught:
         asking.set_replicas("hello", "", 1)
     assert caught.value is error
+
+
+@pytest.mark.parametrize("error", OWN)
+def test_what_scale_up_says_in_the_packages_words_is_not_changed(
+    engine: Engine, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.error = error
     with pytest.raises(type(error)) as caught:
-        pushing.set_replicas("hello", "", 1)
+        CallbackProvider(scale_up=engine.up).set_replicas("hello", "", 1)
     assert caught.value is error
+    assert caplog.records == []
+
+
+class Timeout(BaseException):
+    """As gevent's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError("refused"), "scale_up raised OSError: refused"),
+        (AssertionError(), "scale_up raised AssertionError"),
+        (ValueError("two\n  lines"), "scale_up raised ValueError: two lines"),
+        (NotAvailable(Function("db"), 3.0), "scale_up raised NotAvailable: function db was not available"),
+        (Timeout("5 seconds"), "scale_up raised Timeout: 5 seconds"),
+        (SystemExit("no"), "scale_up raised SystemExit: no"),
+    ],
+)
+def test_whatever_else_scale_up_raises_is_a_failed_start_with_its_traceback_in_the_log(
+    error: BaseException, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def scale_up(name: str, namespace: str) -> None:
+        raise error
+
+    provider = CallbackProvider(scale_up=scale_up)
+    with pytest.raises(FunctionFailed) as caught:
+        provider.set_replicas("hello", "dev", 1)
+    assert caught.value.function == Function("hello", "dev")
+    assert caught.value.reason.startswith(reason)
+    assert caught.value.__cause__ is error
+    assert available(provider, "hello", "dev") == 0
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("scalezero_wsgi", logging.ERROR)
+    assert record.getMessage() == "hello.dev: scale_up raised"
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
+
+
+def test_a_long_error_is_not_kept_whole(engine: Engine) -> None:
+    engine.error = OSError("x" * 10_000)
+    with pytest.raises(FunctionFailed) as caught:
+        CallbackProvider(scale_up=engine.up).set_replicas("hello", "", 1)
+    assert len(caught.value.reason) < 400
 
 
 def test_with_get_and_set_a_doubt_changes_nothing(engine: Engine) -> None:
@@ -126,7 +196,7 @@ def test_the_same_name_in_two_namespaces_is_scaled_apart(engine: Engine) -> None
 def test_a_scale_up_that_raises_leaves_the_function_at_zero(engine: Engine) -> None:
     provider = CallbackProvider(scale_up=engine.up)
     engine.error = OSError("refused")
-    with pytest.raises(OSError, match="refused"):
+    with pytest.raises(FunctionFailed, match="refused"):
         provider.set_replicas("hello", "", 1)
     assert available(provider) == 0
 
@@ -188,6 +258,122 @@ def test_a_doubt_about_one_function_spares_the_others(engine: Engine, clock: Clo
     provider.doubt("hello", "a")
     provider.doubt("never-seen", "")
     assert (available(provider, "hello", "a"), available(provider, "hello", "b")) == (0, 1)
+
+
+class TestWhatOtherWorkersTell:
+    """``learn``; ages are seconds."""
+
+    @pytest.fixture
+    def provider(self, engine: Engine, clock: Clock) -> CallbackProvider:
+        """It scaled the function up 100 s ago."""
+        provider = CallbackProvider(scale_up=engine.up, clock=clock)
+        provider.set_replicas("hello", "", 1)
+        clock.advance(100)
+        return provider
+
+    def test_the_start_of_another_bounds_the_doubts_of_all(
+        self, provider: CallbackProvider, clock: Clock
+    ) -> None:
+        provider.learn("hello", "", ONE, 0.0, started=1.0)
+        clock.advance(3.9)
+        provider.doubt("hello", "")
+        assert available(provider) == 1
+        clock.advance(0.2)
+        provider.doubt("hello", "")
+        assert available(provider) == 0
+
+    def test_a_doubt_that_came_before_the_news_of_the_start_is_settled_by_it(
+        self, provider: CallbackProvider
+    ) -> None:
+        provider.doubt("hello", "")
+        provider.learn("hello", "", ONE, 0.5, started=1.0)
+        assert available(provider) == 1
+
+    @pytest.mark.parametrize("started", [None, 100.0, 6.0])
+    def test_a_doubt_stands_against_a_belief(self, provider: CallbackProvider, started: float | None) -> None:
+        """Another worker has not met the function since, and has not scaled it up either."""
+        provider.doubt("hello", "")
+        provider.learn("hello", "", ONE, 0.0, started)
+        assert available(provider) == 0
+
+    def test_one_that_another_found_down_is_down(self, provider: CallbackProvider) -> None:
+        provider.learn("hello", "", AT_ZERO, 101.0, started=None)
+        assert available(provider) == 1
+        provider.learn("hello", "", AT_ZERO, 1.0, started=100.0)
+        assert available(provider) == 0
+        provider.learn("hello", "", ONE, 0.0, started=0.5)
+        assert available(provider) == 1
+
+    def test_one_that_was_scaled_down_is_not_brought_back_by_old_news(
+        self, provider: CallbackProvider
+    ) -> None:
+        provider.set_replicas("hello", "", 0)
+        provider.learn("hello", "", ONE, 1.0, started=100.0)
+        assert available(provider) == 0
+
+    @pytest.mark.parametrize("started", [None, 3.0])
+    def test_a_worker_that_knows_nothing_takes_what_it_is_told(
+        self, engine: Engine, clock: Clock, started: float | None
+    ) -> None:
+        provider = CallbackProvider(scale_up=engine.up, clock=clock)
+        provider.learn("hello", "", ONE, 1.0, started)
+        assert (available(provider), engine.calls) == (1, [])
+
+
+class AsyncCall:
+    async def __call__(self, name: str, namespace: str) -> None: ...
+
+
+async def asynchronous(name: str, namespace: str) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ("systemctl start", "not 'systemctl start'$"),
+        (lambda: None, "too many positional arguments$"),
+        (lambda name: None, "too many positional arguments$"),
+        (lambda name, namespace, replicas: None, "missing a required argument: 'replicas'$"),
+        (lambda name, *, namespace: None, "too many positional arguments$"),
+        (asynchronous, "it is async, and nothing would await it$"),
+        (functools.partial(asynchronous, "hello"), "it is async"),
+        (AsyncCall(), "it is async"),
+        (mock.AsyncMock(), "it is async"),
+    ],
+)
+def test_a_callback_that_cannot_be_called_stops_the_start(wrong: Any, why: str) -> None:
+    forms: list[tuple[str, dict[str, Any]]] = [
+        ("scale_up", {}),
+        ("scale_down", {"scale_up": lambda *_: None}),
+        ("get_replicas", {"set_replicas": lambda *_: None}),
+    ]
+    for what, others in forms:
+        message = re.escape(f"{what} must be a callable of (name, namespace), not {wrong!r}")
+        with pytest.raises(SettingError, match=f"^{message}") as caught:
+            CallbackProvider(**{what: wrong}, **others)
+        assert re.search(why, str(caught.value))
+
+
+def test_set_replicas_takes_three() -> None:
+    with pytest.raises(
+        SettingError, match=r"set_replicas must be a callable of \(name, namespace, replicas\)"
+    ):
+        CallbackProvider(get_replicas=lambda *_: AT_ZERO, set_replicas=lambda name, namespace: None)  # type: ignore[arg-type,misc]
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        lambda *_: None,
+        lambda name, namespace="", wait=True: None,
+        functools.partial(lambda engine, name, namespace: None, "engine"),
+        mock.Mock(),
+        operator.itemgetter("hello"),  # written in C: what it takes is told by nobody
+        print,
+    ],
+)
+def test_whatever_can_be_called_so_is_taken(right: Callable[..., Any]) -> None:
+    CallbackProvider(scale_up=right)
 
 
 def test_invented_names_do_not_fill_the_memory(engine: Engine) -> None:

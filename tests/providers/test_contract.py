@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from scalezero_wsgi import Function, FunctionNotFound, ReplicaStatus
+from scalezero_wsgi import Function, FunctionFailed, FunctionNotFound, ReplicaStatus
 from scalezero_wsgi.providers import CallbackProvider, ProcessFunction, ProcessProvider, Ready
 from scalezero_wsgi.testing import ProviderBench, ProviderContract
+from tests.fakes import ZERO
 
 
 class TestProcessProvider(ProviderContract):
@@ -55,7 +56,7 @@ class _Unreadable:
 class TestCallbackProvider(ProviderContract):
     @pytest.fixture
     def bench(self) -> ProviderBench:
-        counts: dict[str, int] = {"hello": 0}
+        counts: dict[str, int] = {"hello": 0, "broken": 0}
         ready_at: dict[str, float] = {}
         lock = threading.Lock()
 
@@ -63,6 +64,8 @@ class TestCallbackProvider(ProviderContract):
             with lock:
                 if name not in counts:
                     raise FunctionNotFound(name, namespace)
+                if name == "broken" and counts[name] and time.monotonic() >= ready_at[name]:
+                    return ReplicaStatus(0, 0, failure="exited with 1")
                 available = counts[name] if time.monotonic() >= ready_at.get(name, 0) else 0
                 return ReplicaStatus(counts[name], available, max_replicas=1)
 
@@ -70,7 +73,7 @@ class TestCallbackProvider(ProviderContract):
             with lock:
                 if name not in counts:
                     raise FunctionNotFound(name, namespace)
-                if replicas and not counts[name]:
+                if replicas and (not counts[name] or name == "broken"):
                     ready_at[name] = time.monotonic() + 0.1
                 counts[name] = replicas
 
@@ -79,5 +82,31 @@ class TestCallbackProvider(ProviderContract):
             ready=Function("hello"),
             unknown=Function("nobody"),
             bounds=(1, 1),
+            broken=Function("broken"),
             shared=False,
         )
+
+
+def broken_scale_up(name: str, namespace: str) -> None:
+    time.sleep(0.1)
+    raise OSError("connection refused")
+
+
+def broken_set_replicas(name: str, namespace: str, replicas: int) -> None:
+    time.sleep(0.1)
+    raise FunctionFailed(name, "its licence has expired")
+
+
+class TestCallbacksThatRaise:
+    """They have no functions to list, to watch or not to know: of the contract this is their part."""
+
+    test_tried_once_a_step = ProviderContract.test_a_function_that_cannot_start_is_tried_once_a_step
+
+    @pytest.fixture(params=["scale_up", "set_replicas"])
+    def bench(self, request: pytest.FixtureRequest) -> ProviderBench:
+        if request.param == "scale_up":
+            provider = CallbackProvider(scale_up=broken_scale_up)
+        else:
+            provider = CallbackProvider(get_replicas=lambda *_: ZERO, set_replicas=broken_set_replicas)
+        broken = Function("broken")
+        return ProviderBench(provider, ready=broken, unknown=broken, broken=broken)

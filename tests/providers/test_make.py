@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,21 @@ def test_an_unknown_one_is_named_with_those_that_are_known(which: str) -> None:
         SettingError, match=r"there is none called .*docker, kubernetes, openfaas, process, swarm"
     ):
         make_provider(which)
+
+
+@pytest.mark.parametrize("path", ["my functions.toml", "./functions", "/etc/functions.toml", "../x:y.toml"])
+def test_a_path_is_told_how_to_become_a_url(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingError) as caught:
+        make_provider(path)
+    found = re.fullmatch(r"provider: '(.*)' is a path, .* is '(process:///.*)'", str(caught.value))
+    assert found
+    assert found[1] == path
+    if not path.startswith("/"):
+        Path(path).write_text("[functions.hello]\ncommand = ['true']\n", encoding="utf-8")
+        assert isinstance(make_provider(f"{found[2]}?state_dir={tmp_path / 's'}"), ProcessProvider)
 
 
 def test_a_url_takes_no_keywords() -> None:

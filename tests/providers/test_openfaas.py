@@ -22,10 +22,19 @@ from typing import Any
 import pytest
 import requests
 
-from scalezero_wsgi import Function, FunctionNotFound, ProviderError, ReplicaStatus, SettingError
+from scalezero_wsgi import (
+    Function,
+    FunctionNotFound,
+    NotAvailable,
+    ProviderError,
+    ReplicaStatus,
+    SettingError,
+)
 from scalezero_wsgi.providers import OpenFaaSProvider, make_provider, openfaas, openfaas_http
 from scalezero_wsgi.providers.base import DoubtingProvider, ListingProvider, WatchingProvider
 from scalezero_wsgi.testing import HOSTILE_NAMES
+from scalezero_wsgi.testing.providers import asked_by_workers
+from tests.servers.harness import until
 
 Reply = tuple[int, dict[str, str], bytes]
 
@@ -516,6 +525,23 @@ def test_no_endpoint_yet_is_a_start_under_way(fake: Fake) -> None:
     assert (status.replicas, status.available_replicas, status.failure) == (1, 0, None)
     with pytest.raises(ProviderError, match="No endpoints"):
         fake.provider().set_replicas("hello", "", 1)
+
+
+def test_a_function_that_never_comes_up_is_scaled_once_by_all_workers(fake: Fake) -> None:
+    """The API has no word for a failure: the count stays above zero, and is not set again."""
+
+    class Replies(dict[str, Reply]):
+        scaled = False
+
+        def get(self, key: str, default: Any = None) -> Any:
+            self.scaled = self.scaled or key == "POST"
+            return reply(200, {"replicas": int(self.scaled), "availableReplicas": 0})
+
+    fake.replies = Replies()
+    with asked_by_workers(fake.provider(), Function("hello"), max_wait=1.0) as tries:
+        until(lambda: len(fake.asked) >= 20 and NotAvailable in tries.outcomes)
+    assert tries.outcomes == {NotAvailable}
+    assert len(tries.sets) == 1
 
 
 def test_a_gateway_that_refuses_zero_is_asked_once(
