@@ -27,15 +27,17 @@ class Usage:
     :ivar last_used: when a request was last passed down.
     :ivar woken_at: when the function was last seen to come up, by this worker or another: an entry from
         before that moment is about a replica that is gone.
+    :ivar refuted_at: when the answer was asked for that the application found wrong last.
     :ivar vouched_at: when the provider last stood by "available" although it had been doubted.
     """
 
-    __slots__ = ("in_flight", "last_used", "vouched_at", "woken_at")
+    __slots__ = ("in_flight", "last_used", "refuted_at", "vouched_at", "woken_at")
 
     def __init__(self) -> None:
         self.in_flight: set[object] = set()
         self.last_used = float("-inf")
         self.woken_at = float("-inf")
+        self.refuted_at = float("-inf")
         self.vouched_at = float("-inf")
 
 
@@ -144,6 +146,8 @@ class FunctionCache:
         """Use the entry no more, nor any answer to a question asked before now."""
         known = self.find(function)
         if known is not None:
+            if not known.doubted:
+                known.usage.refuted_at = known.last_refresh
             self._entries.set(function, replace(known, last_refresh=self.clock(), doubted=True))
 
     def set_missing(self, function: Function, found_at: float | None = None) -> None:

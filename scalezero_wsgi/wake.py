@@ -150,7 +150,7 @@ class Wake:
     def _arrive(self, meta: FunctionMeta) -> None:
         if self._met_unavailable:
             self._woken(meta, self._clock() - self._begun)
-        elif self._doubted:
+        elif self._doubted and meta.usage.woken_at <= meta.usage.refuted_at:
             meta.usage.vouched_at = self._clock()
 
     def _check_failure(self, meta: FunctionMeta) -> None:

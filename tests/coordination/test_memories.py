@@ -103,4 +103,8 @@ def test_what_another_worker_has_started_again_has_been_woken_for_this_one_too()
         assert scaler.doubt(meta)
         renewed = scaler.ensure_available(HELLO, time.monotonic() + 20.0, since=time.monotonic())
         assert renewed.usage.woken_at > meta.last_refresh
+        # It was not found to be there although it was doubted: what is there is another one. So the next
+        # error is a reason to ask, however soon it comes.
+        assert scaler.doubt(renewed)
+        scaler.ensure_available(HELLO, time.monotonic() + 20.0, since=time.monotonic())
     assert [replicas for _, replicas in provider.sets] == [1, 0, 1]
