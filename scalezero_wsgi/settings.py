@@ -177,9 +177,15 @@ class Settings:
 
         :raises SettingError: a name is a setting's misspelt, or a value is not allowed.
         """
-        names = [f"SCALEZERO_{setting.name.upper()}" for setting in fields(cls)]
+        names = [setting.name.upper() for setting in fields(cls)]
         environ = os.environ if environ is None else environ
-        ours = {key: environ[key] for key in environ if difflib.get_close_matches(key, names, cutoff=0.85)}
+        ours = {
+            key: value
+            for key, value in environ.items()
+            # Without the prefix, which would make any two of them alike.
+            if difflib.get_close_matches(key.removeprefix("SCALEZERO_"), names, cutoff=0.75)
+            and key.startswith("SCALEZERO_")
+        }
         return cls.from_mapping(ours)
 
 

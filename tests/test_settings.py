@@ -411,7 +411,11 @@ def test_the_process_environment_is_read_unless_another_is_given(monkeypatch: py
 
 
 def test_a_misspelt_name_in_the_environment_is_an_error_but_a_foreign_one_is_not() -> None:
-    foreign = {"SCALEZERO_PORT": "tcp://10.0.0.1:80", "SCALEZERO_SERVICE_HOST": "10.0.0.1"}
+    foreign = {
+        "SCALEZERO_PORT": "tcp://10.0.0.1:80",
+        "SCALEZERO_SERVICE_HOST": "10.0.0.1",
+        "SCALEZERO_SOAK": "20",
+    }
     assert Settings.from_environ(foreign) == Settings()
     with pytest.raises(SettingError, match=r"SCALEZERO_MAX_WIAT .* did you mean SCALEZERO_MAX_WAIT"):
         Settings.from_environ({"SCALEZERO_MAX_WIAT": "3s"})
