@@ -26,7 +26,7 @@ from .bounded import Bounded
 from .coordination.base import KEEP, Row
 from .coordination.default import default_coordination
 from .coordination.fleet import Fleet
-from .events import EventLog, Reporter, RequestReplayed, WaitGivenUp
+from .events import CallLog, EventLog, Reporter, RequestRefused, RequestReplayed, WaitGivenUp
 from .function_cache import FunctionCache, FunctionMeta
 from .model import (
     Function,
@@ -40,6 +40,7 @@ from .model import (
     SettingError,
     StillStarting,
     TooManyWaiting,
+    WorkerStopping,
 )
 from .pages import Pages, Progress
 from .passing import (
@@ -55,7 +56,7 @@ from .passing import (
     with_server_timing,
 )
 from .providers import make_provider
-from .responses import Answers, problem_of
+from .responses import Answers
 from .routing import Names
 from .rules import Rules
 from .scaler import FunctionScaler
@@ -135,7 +136,9 @@ class ScaleZeroMiddleware:
         self._known = self._segments.get if not settings.no_wake else lambda _: None
         # No function's name begins with a dot.
         self._own = (self._prefix or "/") + ".scalezero/"
-        self._answers = Answers(Pages(self._own, settings.page_template))
+        self._answers = Answers(
+            Pages(self._own, settings.page_template), expose=settings.expose_failures, log=CallLog(clock)
+        )
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request (PEP 3333); blocks while the function wakes, at most ``max_wait`` seconds."""
@@ -199,6 +202,8 @@ class ScaleZeroMiddleware:
         start_response: StartResponse,
         function: Function,
     ) -> Iterable[bytes]:
+        if isinstance(error, (TooManyWaiting, WorkerStopping)):
+            self._report(RequestRefused(function, error.reason))
         progress = self._progress(function)
         return self._answers.respond(error, environ, function, progress)(environ, start_response)
 
@@ -279,12 +284,12 @@ class ScaleZeroMiddleware:
                 raise MayNotWake(function, self.settings.no_wake_status)
             flight = self.scaler.start(function, self._clock() + PAGE_INTEREST)
         except ScaleZeroError as error:
-            return self._answers.status("failed", problem_of(error).detail)
+            return self._answers.failed(error, environ)
         # A failed query ends nothing: the flight goes on, and the page says what is the matter.
         trouble = flight.trouble  # read once: the leader changes it
         detail = ""
         if isinstance(trouble, ScaleZeroError) and not isinstance(trouble, ProviderSilent):
-            detail = problem_of(trouble).detail
+            detail = self._answers.detail(trouble)
         return self._answers.status("starting", detail, self._progress(function))
 
     def _route(self, environ: WSGIEnvironment, path: str) -> Function | None:

@@ -49,6 +49,7 @@ class SettingKeywords(TypedDict, total=False):
     allow: Sequence[str] | None
     deny: Sequence[str]
     replay: bool
+    expose_failures: bool
     coordination: Coordination | str | None
     hooks: Sequence[Hook]
 
@@ -81,6 +82,8 @@ class Settings:
     :param allow: patterns of the functions that may be woken; ``None``: all.
     :param deny: patterns of those that may not.
     :param replay: whether a safe request that met a function at zero is passed down once more.
+    :param expose_failures: whether clients are told why a function could not be started, its last lines of
+        output included; for development.
     :param coordination: where the workers meet: a URL, see
         :func:`~scalezero_wsgi.coordination.make_coordination`, or an object. ``None``: the
         workers of a gunicorn that starts with two or more, in a SQLite file in the directory for temporary
@@ -108,6 +111,7 @@ class Settings:
     allow: tuple[str, ...] | None = None
     deny: tuple[str, ...] = ()
     replay: bool = True
+    expose_failures: bool = False
     coordination: Coordination | None = None
     hooks: tuple[Hook, ...] = ()
 
@@ -327,6 +331,7 @@ _READERS: dict[str, Callable[[object], object]] = {
     "allow": _optional(_patterns),
     "deny": _patterns,
     "replay": _switch,
+    "expose_failures": _switch,
     "coordination": _optional(_coordination),
     "hooks": _hooks,
 }

@@ -279,14 +279,15 @@ class TestAnswers:
         assert int(headers["Retry-After"]) >= 1
         assert app.calls == []
 
-    def test_a_function_that_cannot_start_is_503_at_once(self) -> None:
+    @pytest.mark.parametrize("exposed", [False, True])
+    def test_a_function_that_cannot_start_is_503_at_once(self, exposed: bool) -> None:
         provider = ScriptedProvider(ZERO, ReplicaStatus(0, 0, failure="exited with status 3"))
-        door = ScaleZeroMiddleware(App(), provider)
+        door = ScaleZeroMiddleware(App(), provider, expose_failures=exposed)
         for _ in range(10):
             status, headers, body = ask(door)
             assert status == "503 SERVICE UNAVAILABLE"
             assert headers["Retry-After"] == "1"
-            assert "exited with status 3" in json.loads(body)["detail"]
+            assert ("exited with status 3" in json.loads(body)["detail"]) == exposed
         assert len(provider.sets) == 1
 
     def test_a_hanging_provider_is_502_at_the_deadline_of_the_request(self) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from scalezero_wsgi import Settings
 from scalezero_wsgi.providers import ProcessProvider
-from tests.servers.harness import ROOT, gunicorn
+from tests.servers.harness import ROOT, gunicorn, until
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"```(?:python|toml)\n# (\S+)\n(.*?)```", README, re.DOTALL))
@@ -53,6 +54,20 @@ def test_the_callback_example_passes_the_request_to_what_it_started(site: Path) 
         answer = server.get("/function/hello")
         assert answer.status_code == 502, server.log
         assert "127.0.0.1" not in answer.text
+
+
+def test_two_lines_show_what_happens_under_gunicorn(site: Path) -> None:
+    env = {"PYTHONPATH": f"{site}:{ROOT}", "PATH": f"{site}:{os.environ['PATH']}"}
+    (site / "systemctl").write_text("#!/bin/sh\nsleep 0.5\n", encoding="utf-8")
+    options = ["--chdir", str(site), "-c", str(site / "gunicorn.conf.py"), "-w", "2", "--threads", "8"]
+    with gunicorn("callback_app:application", site / "log", *options, env=env) as server:
+        with ThreadPoolExecutor(12) as pool:
+            list(pool.map(lambda _: server.get("/function/hello"), range(12)))
+        until(lambda: "hello: ready after" in server.log)
+        lines = [line for line in server.log.splitlines() if "hello: requested" in line]
+        assert len(lines) == 1, server.log
+        assert re.fullmatch(r"\S+ \S+ \[\d+\] \[INFO\] hello: requested 0 → 1 replicas", lines[0])
+        assert server.log.count("Booting worker") == 2  # gunicorn's own lines are not doubled
 
 
 def test_the_settings_table_names_every_setting_and_its_default() -> None:
