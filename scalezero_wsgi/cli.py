@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -76,7 +78,9 @@ def serve(functions: str | None, *, bind: str, workers: int, threads: int) -> No
         raise MissingExtra("gunicorn", "serve") from None
 
     provider = ProcessProvider(_built_in()) if functions is None else ProcessProvider.from_toml(functions)
-    app = ScaleZeroMiddleware(FunctionProxy(), provider, settings=Settings.from_environ())
+    # What is said in the environment wins.
+    told = Settings.from_environ({"SCALEZERO_EXPOSE_FAILURES": str(only_this_host(bind)), **os.environ})
+    app = ScaleZeroMiddleware(FunctionProxy(), provider, settings=told)
     options = {
         "bind": bind,
         "workers": workers,
@@ -96,6 +100,24 @@ def serve(functions: str | None, *, bind: str, workers: int, threads: int) -> No
             return app
 
     Server().run()
+
+
+def only_this_host(bind: str) -> bool:
+    """Whether nobody but this host can reach a server.
+
+    :param bind: where it listens, as gunicorn takes it: addresses with commas between.
+    """
+
+    def is_here(address: str) -> bool:
+        if address.startswith("unix:"):
+            return True
+        host = address.removeprefix("tcp://").rpartition(":")[0].strip("[]").lower()
+        try:
+            return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
+
+    return all(is_here(address.strip()) for address in bind.split(","))
 
 
 def _built_in() -> dict[str, ProcessFunction]:

@@ -20,6 +20,9 @@ logger = logging.getLogger("scalezero_wsgi")
 _QUIET = 60.0
 """Seconds for which the same line about the same function is not logged again."""
 
+CALLS_LOGGED = 100
+"""Calls about one function of which a line each is written in a minute."""
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -85,6 +88,16 @@ class OutageEnded(FunctionEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class RequestRefused(FunctionEvent):
+    """A request was answered with 503 although its function might have come up.
+
+    :param reason: why, in words that name no function: ``"no place to wait"``, ``"the worker stops"``.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RequestReplayed(FunctionEvent):
     """A safe request met the function at zero and is passed down once more."""
 
@@ -125,6 +138,8 @@ def _describe(event: Event) -> tuple[int, str]:
             )
         case OutageEnded(function, after):
             return logging.WARNING, f"the provider answers again after {after:.0f} s"
+        case RequestRefused(function, reason):
+            return logging.WARNING, f"{function}: refused a request: {reason}"
         case RequestReplayed(function, waited):
             return logging.INFO, f"{function}: was at zero, passed down again after {waited:.3f} s"
         case CoordinationLost(error):
@@ -138,9 +153,10 @@ def _describe(event: Event) -> tuple[int, str]:
 class EventLog:
     """The hook that writes the log.
 
-    Of the troubles of one kind with one function one line a minute is written, with a count of the others;
-    of the provider's, which are nobody's own, one line for all functions. While functions are served in spite
-    of a provider that fails, its failures are not logged: only the first, and that it answers again.
+    Of the troubles of one kind with one function one line a minute is written, with a count of the others.
+    Of the provider's, and of requests refused for one reason, there is one line for all functions: these
+    names may be a client's invention. While functions are served in spite of a provider that fails, its
+    failures are not logged: only the first, and that it answers again.
     """
 
     __slots__ = ("_clock", "_outage", "_seen")
@@ -148,7 +164,7 @@ class EventLog:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._outage = False
-        self._seen: Bounded[tuple[type[Event], Function | None], tuple[float, int]] = Bounded(10_000)
+        self._seen: Bounded[tuple[type[Event], Function | str], tuple[float, int]] = Bounded(10_000)
 
     def __call__(self, event: Event) -> None:
         """Log the event."""
@@ -160,7 +176,7 @@ class EventLog:
         elif isinstance(event, ProviderFailed) and self._outage:
             return
         elif level > logging.INFO and isinstance(event, FunctionEvent):
-            key = type(event), None if isinstance(event, ProviderFailed) else event.function
+            key = type(event), _subject(event)
             now = self._clock()
             until, unsaid = self._seen.get(key) or (now, 0)
             if now < until:
@@ -169,7 +185,60 @@ class EventLog:
             self._seen.set(key, (now + _QUIET, 0))
             if unsaid:
                 line = f"{line} (and {unsaid} times before, not logged)"
-        logger.log(level, "%s", line)
+        logger.log(level, "%s", _one_line(line))
+
+
+def _subject(event: FunctionEvent) -> Function | str:
+    match event:
+        case ProviderFailed():
+            return ""
+        case RequestRefused():
+            return event.reason
+        case _:
+            return event.function
+
+
+def _one_line(text: str) -> str:
+    """A function's output must not look like lines of the log's own."""
+    return " | ".join(text.splitlines())
+
+
+class CallLog:
+    """Writes under the id of a call what its client was not told. Safe for threads.
+
+    A function that many ask for fails them all for the same reason: of each, ``CALLS_LOGGED`` calls a minute
+    have a line. A line that comes after others were left out says how many.
+    """
+
+    __slots__ = ("_calls", "_clock")
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._calls: Bounded[Function | None, tuple[float, int]] = Bounded(10_000)
+
+    def __call__(self, call_id: str, function: Function | None, line: str) -> None:
+        """Log the line.
+
+        :param function: with which ones the call is counted; ``None``: with those that failed of the
+            provider, for which a client may have invented the function's name.
+        """
+        now = self._clock()
+        left_out = 0
+
+        def count(calls: tuple[float, int] | None) -> tuple[float, int]:
+            nonlocal left_out
+            until, number = calls or (now + _QUIET, 0)
+            if now < until:
+                left_out = 0
+                return until, number + 1
+            left_out = max(0, number - CALLS_LOGGED)
+            return now + _QUIET, 1
+
+        _, number = self._calls.change(function, count)
+        if number > CALLS_LOGGED:
+            return
+        more = f" ({left_out} calls before, not logged)" if left_out else ""
+        logger.warning("call %s: %s%s", call_id, _one_line(line), more)
 
 
 class Reporter:

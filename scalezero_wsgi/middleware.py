@@ -26,7 +26,7 @@ from .bounded import Bounded
 from .coordination.base import KEEP, Row
 from .coordination.default import default_coordination
 from .coordination.fleet import Fleet
-from .events import EventLog, Reporter, RequestReplayed, WaitGivenUp
+from .events import CallLog, EventLog, Reporter, RequestRefused, RequestReplayed, WaitGivenUp
 from .function_cache import FunctionCache, FunctionMeta
 from .model import (
     Function,
@@ -41,6 +41,7 @@ from .model import (
     SettingError,
     StillStarting,
     TooManyWaiting,
+    WorkerStopping,
 )
 from .pages import Pages, Progress
 from .passing import (
@@ -57,7 +58,7 @@ from .passing import (
 )
 from .providers import make_provider
 from .providers.base import NamespacedProvider, check_callable
-from .responses import Answers, problem_of
+from .responses import Answers
 from .routing import Names
 from .rules import Rules
 from .scaler import FunctionScaler
@@ -142,7 +143,9 @@ class ScaleZeroMiddleware:
         self._known = self._segments.get if not settings.no_wake else lambda _: None
         # No function's name begins with a dot.
         self._own = (self._prefix or "/") + ".scalezero/"
-        self._answers = Answers(Pages(self._own, settings.page_template))
+        self._answers = Answers(
+            Pages(self._own, settings.page_template), expose=settings.expose_failures, log=CallLog(clock)
+        )
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request (PEP 3333); blocks while the function wakes, at most ``max_wait`` seconds."""
@@ -206,6 +209,8 @@ class ScaleZeroMiddleware:
         start_response: StartResponse,
         function: Function,
     ) -> Iterable[bytes]:
+        if isinstance(error, (TooManyWaiting, WorkerStopping)):
+            self._report(RequestRefused(function, error.reason))
         progress = self._progress(function)
         return self._answers.respond(error, environ, function, progress)(environ, start_response)
 
@@ -283,7 +288,7 @@ class ScaleZeroMiddleware:
             function = self._names.read_text(name)
             return self._status(function, environ)
         except ScaleZeroError as error:
-            return self._answers.status("failed", problem_of(error).detail)
+            return self._answers.failed(error, environ)
 
     def _status(self, function: Function, environ: WSGIEnvironment) -> Response:
         """How far a function's start has come.
@@ -328,7 +333,7 @@ class ScaleZeroMiddleware:
     def _starting(self, function: Function, trouble: Exception | None) -> Response:
         detail = ""
         if isinstance(trouble, ScaleZeroError) and not isinstance(trouble, ProviderSilent):
-            detail = problem_of(trouble).detail
+            detail = self._answers.detail(trouble)
         return self._answers.status("starting", detail, self._progress(function))
 
     def _route(self, environ: WSGIEnvironment, path: str) -> Function | None:

@@ -26,8 +26,8 @@ class ReplicaStatus:
     :param min_replicas: the count to scale up to from zero.
     :param max_replicas: never scale above this; ``None`` means no limit.
     :param endpoint: base URL under which the function is reached, when the provider knows one.
-    :param failure: why the function will not come up, in words fit for a client (no address, no
-        credential); ``None`` while there is hope.
+    :param failure: why the function will not come up; ``None`` while there is hope. It goes to the log, and
+        to clients only with the setting ``expose_failures``.
 
     :raises ValueError: if a count is negative or not an integer.
     """
@@ -98,12 +98,16 @@ class NotAvailable(ScaleZeroError):
 
     :ivar waited: seconds the request was held.
     :ivar retry_after: seconds that the start will probably still take.
+    :ivar shortened: whether the deadline was the client's own (``Prefer: wait=N``).
     """
 
-    def __init__(self, function: Function, waited: float, retry_after: float = 1.0) -> None:
+    def __init__(
+        self, function: Function, waited: float, retry_after: float = 1.0, shortened: bool = False
+    ) -> None:
         self.function = function
         self.waited = waited
         self.retry_after = retry_after
+        self.shortened = shortened
         super().__init__(f"function {function} was not available after {waited:.1f} s")
 
 
@@ -113,9 +117,11 @@ class StillStarting(NotAvailable):
     :ivar wish: ``"page"``: a person wants to see something; ``"respond-async"``: RFC 7240.
     """
 
-    def __init__(self, function: Function, waited: float, retry_after: float, wish: str) -> None:
+    def __init__(
+        self, function: Function, waited: float, retry_after: float, wish: str, shortened: bool = False
+    ) -> None:
         self.wish = wish
-        super().__init__(function, waited, retry_after)
+        super().__init__(function, waited, retry_after, shortened)
 
 
 class ProviderSilent(ProviderError):
@@ -126,10 +132,12 @@ class TooManyWaiting(ScaleZeroError):
     """No more requests are held at present.
 
     :ivar retry_after: seconds after which another try makes sense.
+    :ivar reason: what there is too much of, in words that name no function.
     """
 
-    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+    def __init__(self, message: str, retry_after: float = 1.0, reason: str = "no place to wait") -> None:
         self.retry_after = retry_after
+        self.reason = reason
         super().__init__(message)
 
 
@@ -141,6 +149,7 @@ class WorkerStopping(ScaleZeroError):
     """The worker was told to stop while the request waited; another one will serve a second try."""
 
     retry_after = 1.0
+    reason = "the worker stops"
 
 
 class MayNotWake(ScaleZeroError):
@@ -163,7 +172,8 @@ class FunctionFailed(ScaleZeroError):
     :param function: the function, or its name alone.
     :param retry_after: seconds left of the back-off. What a provider says here is not used: the pauses after
         failed starts are the middleware's.
-    :ivar reason: why, fit for a client.
+    :ivar reason: why. It may hold the function's own output, so a client is told it only with the setting
+        ``expose_failures``.
     :ivar retry_after: seconds left of the back-off.
     """
 

@@ -1,21 +1,25 @@
 """The answers that are not the application's: an exception becomes a response here, and nowhere else.
 
 Problem details by RFC 9457, a page for who prefers HTML, text for the rest. Nothing of the provider's
-address, of a credential or of a traceback goes into them.
+address, of a credential, of a function's output or of a traceback goes into them: what the client is not
+told is logged under the ``X-Call-Id`` that it is given.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import random
 import re
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from werkzeug.wrappers import Response
 
+from .events import CallLog
 from .model import (
     ClientGone,
     Function,
@@ -39,6 +43,8 @@ CLIENT_CLOSED_REQUEST = "499 Client Closed Request"
 """nginx's status, for the log: nobody reads it."""
 
 _CALL_ID = re.compile(r"[!-~]{1,128}", re.ASCII)
+JITTER = 0.2
+"""The share by which ``Retry-After`` is varied: who is refused together should not return together."""
 
 _BODILESS = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
 
@@ -55,8 +61,11 @@ class Problem:
     retry_after: float | None = None
 
 
-def problem_of(error: ScaleZeroError) -> Problem:
-    """What a client may know of an error: the design's table of answers."""
+def problem_of(error: ScaleZeroError, expose: bool = False) -> Problem:
+    """What a client may know of an error.
+
+    :param expose: whether it may know why a start failed.
+    """
     match error:
         case InvalidFunctionName():
             return Problem(HTTPStatus.BAD_REQUEST, str(error))
@@ -73,9 +82,10 @@ def problem_of(error: ScaleZeroError) -> Problem:
         case MayNotWake():
             return Problem(HTTPStatus(error.status), f"The function {error.function} is at zero.", 1.0)
         case FunctionFailed():
+            detail = f"The function {error.function} could not be started"
             return Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                f"The function {error.function} cannot start: {error.reason}",
+                f"{detail}: {error.reason}" if expose else f"{detail}.",
                 error.retry_after,
             )
         case StillStarting(wish="respond-async"):
@@ -102,10 +112,24 @@ class Answers:
     """Makes responses of exceptions.
 
     :param pages: what people see.
+    :param expose: whether clients are told why a start failed.
+    :param log: where it is written under the id of a call what its client is not told.
+    :param jitter: a number from 0 to 1 for each ``Retry-After``; by default one that does not repeat itself
+        in the workers that were forked.
     """
 
-    def __init__(self, pages: Pages) -> None:
+    def __init__(
+        self,
+        pages: Pages,
+        *,
+        expose: bool = False,
+        log: CallLog | None = None,
+        jitter: Callable[[], float] | None = None,
+    ) -> None:
         self._pages = pages
+        self._expose = expose
+        self._log = log or CallLog()
+        self._jitter = jitter or random.SystemRandom().random
 
     def respond(
         self,
@@ -120,13 +144,16 @@ class Answers:
         """
         if isinstance(error, ClientGone):
             return Response(status=CLIENT_CLOSED_REQUEST)
-        problem = problem_of(error)
+        problem = problem_of(error, self._expose)
         call_id = _call_id(environ)
+        self._log_the_reason(call_id, error, function)
         headers = {"X-Call-Id": call_id, "Cache-Control": "no-store", "Vary": "Accept, Sec-Fetch-Mode"}
-        if problem.retry_after is not None and problem.status >= HTTPStatus.ACCEPTED:
-            headers["Retry-After"] = str(_whole_seconds(problem.retry_after))
-        if isinstance(error, StillStarting) and error.wish == "respond-async":
-            headers["Preference-Applied"] = _applied(environ)
+        retry_after = self._retry_after(problem, error)
+        if retry_after is not None and problem.status >= HTTPStatus.ACCEPTED:
+            headers["Retry-After"] = str(retry_after)
+        applied = _applied(error, environ)
+        if applied:
+            headers["Preference-Applied"] = applied
         if problem.status in _BODILESS:
             response = Response(status=problem.status, headers=headers)
             del response.headers["Content-Type"]
@@ -139,22 +166,43 @@ class Answers:
             # A link asks by GET: it does not repeat what a form sent.
             again = problem.retry_after is not None and environ.get("REQUEST_METHOD") in ("GET", "HEAD")
             body = self._pages.problem(
-                _root(environ), problem.status.value, problem.status.phrase, problem.detail, again=again
+                _root(environ),
+                problem.status.value,
+                problem.status.phrase,
+                problem.detail,
+                again=again,
+                call_id=call_id,
             )
             headers |= _page_headers(POLICY)
         elif form == "text/plain":
             body = problem.detail + "\n"
         else:
-            form, body = "application/problem+json", _problem_json(problem, call_id, function)
+            form = "application/problem+json"
+            body = _problem_json(problem, retry_after, call_id, function)
         return Response(body, problem.status, headers, content_type=_with_charset(form))
 
-    def status(self, state: str, detail: str = "", progress: Progress = NO_PROGRESS) -> Response:
+    def detail(self, error: ScaleZeroError) -> str:
+        """What a client may know of an error, in words."""
+        return problem_of(error, self._expose).detail
+
+    def failed(self, error: ScaleZeroError, environ: WSGIEnvironment) -> Response:
+        """What the waking page is told of a start that came to nothing."""
+        call_id = _call_id(environ)
+        self._log_the_reason(call_id, error, None)
+        response = self.status("failed", self.detail(error), call_id=call_id)
+        response.headers["X-Call-Id"] = call_id
+        return response
+
+    def status(
+        self, state: str, detail: str = "", progress: Progress = NO_PROGRESS, call_id: str = ""
+    ) -> Response:
         """What the waking page asks for, again and again.
 
         :param state: ``"starting"``, ``"ready"``, ``"failed"``, or ``"unknown"``: this worker cannot tell,
             and only a request for the function will.
+        :param call_id: under which the log has more, if it has.
         """
-        told = {
+        told: dict[str, object] = {
             "state": state,
             "detail": detail,
             "elapsed": round(progress.elapsed, 1),
@@ -162,6 +210,8 @@ class Answers:
             "last_starts": [round(start, 1) for start in progress.last_starts],
             "retry_after": _whole_seconds(progress.retry_after),
         }
+        if call_id:
+            told["call_id"] = call_id
         headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
         return Response(json.dumps(told), headers=headers, content_type="application/json")
 
@@ -174,13 +224,30 @@ class Answers:
         headers = {"Cache-Control": cache, "X-Content-Type-Options": "nosniff"}
         return Response(asset.body, headers=headers, content_type=_with_charset(asset.media_type))
 
+    def _log_the_reason(self, call_id: str, error: ScaleZeroError, function: Function | None) -> None:
+        """Log what the answer to the call keeps to itself."""
+        if isinstance(error, FunctionFailed):
+            self._log(call_id, error.function, f"{error.function}: cannot start ({error.reason})")
+        elif problem_of(error).status == HTTPStatus.BAD_GATEWAY:
+            about = f"{function}: " if function is not None else ""
+            self._log(call_id, None, f"{about}the provider failed: {error}")
+
+    def _retry_after(self, problem: Problem, error: ScaleZeroError) -> int | None:
+        """Whole seconds, varied."""
+        if problem.retry_after is None:
+            return None
+        varied = 2 * self._jitter() - 1
+        if isinstance(error, FunctionFailed):
+            varied = abs(varied)  # who comes before the rest is over is only refused again
+        return max(1, round(_whole_seconds(problem.retry_after) * (1 + JITTER * varied)))
+
 
 def _page_headers(policy: str | None) -> dict[str, str]:
     headers = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
     return headers if policy is None else {"Content-Security-Policy": policy, **headers}
 
 
-def _problem_json(problem: Problem, call_id: str, function: Function | None) -> str:
+def _problem_json(problem: Problem, retry_after: int | None, call_id: str, function: Function | None) -> str:
     members: dict[str, object] = {
         "type": "about:blank",
         "title": problem.status.phrase,
@@ -190,8 +257,8 @@ def _problem_json(problem: Problem, call_id: str, function: Function | None) -> 
     }
     if function is not None:
         members["function"], members["namespace"] = function
-    if problem.retry_after is not None:
-        members["retry_after"] = _whole_seconds(problem.retry_after)
+    if retry_after is not None:
+        members["retry_after"] = retry_after
     return json.dumps(members) + "\n"
 
 
@@ -201,9 +268,15 @@ def _call_id(environ: WSGIEnvironment) -> str:
     return given if _CALL_ID.fullmatch(given) else str(uuid.uuid4())
 
 
-def _applied(environ: WSGIEnvironment) -> str:
+def _applied(error: ScaleZeroError, environ: WSGIEnvironment) -> str:
+    """Which of the client's preferences made the answer what it is (RFC 7240 section 3)."""
+    if not isinstance(error, NotAvailable):
+        return ""
+    applied = ["respond-async"] if isinstance(error, StillStarting) and error.wish == "respond-async" else []
     wait = parse_prefer(environ.get("HTTP_PREFER", "")).wait
-    return "respond-async" if wait is None else f"respond-async, wait={wait:.0f}"
+    if error.shortened and wait is not None:
+        applied.append(f"wait={wait:.0f}")
+    return ", ".join(applied)
 
 
 def _root(environ: WSGIEnvironment) -> str:

@@ -41,6 +41,15 @@ OUTAGE_PATIENCE = 0.5
 FOLLOW = 5.0
 """Seconds for which a refresh keeps the others waiting, and waits for another's."""
 
+UNKNOWN_START = 5.0
+"""Seconds that a start is taken to last when nothing tells."""
+
+LEAST_GUESS = 2.0
+"""Seconds that are told at least of a start of which none was measured yet."""
+
+LATE = 5.0
+"""Seconds that are told at least of a start that takes longer than expected."""
+
 MAX_LEADERS = 1_000
 """Functions that may be asked for at once: it bounds the threads that a hanging provider can hold."""
 
@@ -229,11 +238,19 @@ class FunctionScaler:
         return self._wakes.flight(function)
 
     def time_left(self, function: Function) -> float:
-        """Seconds that a start under way will probably still take; 1 when nothing tells."""
+        """Seconds until the function is probably ready: of a whole start if none is under way.
+
+        Clients often try three times and no more (urllib3's ``Retry(total=3)``). So where the expectation
+        is a guess, or has proved wrong, what is told grows with the time that has passed: their tries then
+        reach well beyond it.
+        """
         begun, expected = self.begun_at(function), self.expected_start(function)
-        if begun is None or expected is None:
-            return 1.0
-        return max(1.0, expected - (self._clock() - begun))
+        passed = 0.0 if begun is None else self._clock() - begun
+        left = (UNKNOWN_START if expected is None else expected) - passed
+        measured = bool(self.last_starts(function))
+        if left <= 0:
+            return max(passed / 2 if measured else passed, LATE)
+        return left if measured else max(left, passed / 2, LEAST_GUESS)
 
     # What a leader does
 

@@ -52,6 +52,7 @@ class SettingKeywords(TypedDict, total=False):
     deny: Sequence[str]
     wake: Sequence[str] | None
     replay: bool
+    expose_failures: bool
     coordination: Coordination | str | None
     hooks: Sequence[Hook]
 
@@ -90,6 +91,8 @@ class Settings:
     :param wake: patterns of the functions that may be woken; ``None``: all. The others are served while they
         are up.
     :param replay: whether a safe request that met a function at zero is passed down once more.
+    :param expose_failures: whether clients are told why a function could not be started, its last lines of
+        output included; for development.
     :param coordination: where the workers meet: a URL, see
         :func:`~scalezero_wsgi.coordination.make_coordination`, or an object. ``None``: the
         workers of a gunicorn that starts with two or more, in a SQLite file in the directory for temporary
@@ -119,6 +122,7 @@ class Settings:
     deny: tuple[str, ...] = ()
     wake: tuple[str, ...] | None = None
     replay: bool = True
+    expose_failures: bool = False
     coordination: Coordination | None = None
     hooks: tuple[Hook, ...] = ()
 
@@ -371,6 +375,7 @@ _READERS: dict[str, Callable[[object], object]] = {
     "deny": _patterns,
     "wake": _optional(_patterns),
     "replay": _switch,
+    "expose_failures": _switch,
     "coordination": _optional(_coordination),
     "hooks": _hooks,
 }

@@ -127,7 +127,10 @@ class SingleFlight(Generic[K, T]):
                 flight.until = max(flight.until, until)
                 return flight
             if len(flights.leaders) >= self._limit:
-                raise TooManyWaiting(f"{self._limit} functions are being asked for already")
+                raise TooManyWaiting(
+                    f"{self._limit} functions are being asked for already",
+                    reason="too many functions are being asked for",
+                )
             flight = Flight(self._clock(), until)
             flights.by_key[key] = flight
             flights.leaders.add(flight)
@@ -155,4 +158,4 @@ class SingleFlight(Generic[K, T]):
 
 
 def _no_thread(_: object) -> Any:
-    raise TooManyWaiting("no thread could be started")
+    raise TooManyWaiting("no thread could be started", reason="no thread can be started")

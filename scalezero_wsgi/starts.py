@@ -98,13 +98,19 @@ class Starts:
         start = self._starts.get(function)
         return "" if start is None else start.name
 
+    def unseen(self, function: Function) -> bool:
+        """Whether a start was asked for, not long ago, of which the provider has shown nothing yet."""
+        start, failure = self._starts.get(function), self._failures.get(function)
+        if start is None or start.shown or self._clock() >= start.at + STABLE:
+            return False
+        return failure is None or failure.start != start.name
+
     def pending(self, function: Function) -> float | None:
         """When a start was asked for that may show yet, perhaps by a leader that has died since."""
-        start, failure = self._starts.get(function), self._failures.get(function)
-        if start is None or start.shown or self._clock() >= start.at + SETTLE:
+        start = self._starts.get(function)
+        if start is None or self._clock() >= start.at + SETTLE or not self.unseen(function):
             return None
-        failed = failure is not None and failure.start == start.name
-        return None if failed else start.at
+        return start.at
 
     # Failed starts and the rest after them
 

@@ -158,12 +158,14 @@ class Waiting:
             if not isinstance(error, (NotAvailable, ProviderSilent)):
                 raise
             max_wait = self.max_wait(function)
+            shortened = wish != "page" and at_most < max_wait
             if wish == "respond-async" or (wish == "page" and at_most <= max_wait):
-                raise self._still_starting(function, arrived, wish) from None
-            if isinstance(error, ProviderSilent) and at_most < max_wait:
+                raise self._still_starting(function, arrived, wish, shortened) from None
+            if shortened:
                 # The client's patience was at an end, which does not make the provider a failure.
-                waited = self._clock() - arrived
-                raise NotAvailable(function, waited, self._scaler.time_left(function)) from None
+                expected = self._scaler.time_left(function)
+                left = error.retry_after if isinstance(error, NotAvailable) else expected
+                raise NotAvailable(function, self._clock() - arrived, left, shortened) from None
             raise
         return meta
 
@@ -182,12 +184,11 @@ class Waiting:
             return stale
         if self._cache.is_missing(function):
             raise FunctionNotFound(*function)
-        starting = self._scaler.begun_at(function) is not None
         if wish == "respond-async":  # needs no place
             self._scaler.start(function, arrived)
             raise self._still_starting(function, arrived, wish)
-        left = self._scaler.time_left(function) if starting else self._scaler.expected_start(function)
-        raise TooManyWaiting(f"no place is left for a request for {function}", left or 1.0)
+        left = self._scaler.time_left(function)
+        raise TooManyWaiting(f"no place is left for a request for {function}", left)
 
     def _ask(self, function: Function, arrived: float, asked_after: float) -> ProviderError | None:
         """Wait until the provider has told whether the function is up, but not for a start.
@@ -219,8 +220,11 @@ class Waiting:
         meta = self._cache.last_seen_up(function)
         return meta if meta is not None and meta.last_refresh >= since else None
 
-    def _still_starting(self, function: Function, arrived: float, wish: str) -> StillStarting:
-        return StillStarting(function, self._clock() - arrived, self._scaler.time_left(function), wish)
+    def _still_starting(
+        self, function: Function, arrived: float, wish: str, shortened: bool = False
+    ) -> StillStarting:
+        waited, left = self._clock() - arrived, self._scaler.time_left(function)
+        return StillStarting(function, waited, left, wish, shortened)
 
     def _wish(self, preferences: Preferences, environ: WSGIEnvironment) -> tuple[str | None, float]:
         """What the client would rather have than wait longer, and after how many seconds."""

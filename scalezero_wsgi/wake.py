@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 
 from .backoff import backoff_step, growing
@@ -13,6 +14,8 @@ from .knowledge import WATCH, Knowledge
 from .model import Function, FunctionFailed, NotAvailable, ProviderError, ProviderSilent, ReplicaStatus
 from .single_flight import Flight
 from .starts import SETTLE
+
+logger = logging.getLogger("scalezero_wsgi")
 
 PROVIDER_PATIENCE = 3.0
 """Seconds for which a provider may fail without a break before the flight ends with its error."""
@@ -197,11 +200,15 @@ class Wake:
             return
         self._scaling.reset()
         self._flight.trouble = None
+        again = self._starts.unseen(self._function)
         self._requested_at = self._starts.begin(self._function)
         self._requests += 1
         self._request_seen = False
         self._knowledge.tell(self._function, self._lead, meta)
-        self._knowledge.report(ScaleRequested(self._function, status.replicas, replicas))
+        if again or self._lead.replaced:  # it was reported when it was asked for first, or by who leads now
+            logger.debug("%s: requested again", self._function)
+        else:
+            self._knowledge.report(ScaleRequested(self._function, status.replicas, replicas))
         self._polls = growing(0.005, 0.25, factor=1.2)
 
     def _lose(self, patience: _Patience, error: ProviderError) -> None:

@@ -7,6 +7,8 @@ import pytest
 
 from scalezero_wsgi import Function, ProviderError
 from scalezero_wsgi.events import (
+    CALLS_LOGGED,
+    CallLog,
     Event,
     EventLog,
     FunctionEvent,
@@ -15,6 +17,7 @@ from scalezero_wsgi.events import (
     OutageEnded,
     ProviderFailed,
     Reporter,
+    RequestRefused,
     RequestReplayed,
     ScaleRequested,
     StartFailed,
@@ -62,6 +65,16 @@ def failing(_: Event) -> None:
             RequestReplayed(HELLO, 0.5),
             logging.INFO,
             "hello.dev: was at zero, passed down again after 0.500 s",
+        ),
+        (
+            RequestRefused(HELLO, "no place to wait"),
+            logging.WARNING,
+            "hello.dev: refused a request: no place to wait",
+        ),
+        (
+            StartFailed(HELLO, "exited with 1: Traceback\n\r  boom\x1b", 4.0),
+            logging.ERROR,
+            "hello.dev: cannot start (exited with 1: Traceback |  |   boom\x1b); next try in 4 s",
         ),
         (
             SomethingElse(HELLO, "odd"),
@@ -176,8 +189,8 @@ def test_the_hooks_are_those_of_the_beginning() -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        *(ScaleRequested, FunctionReady, WaitGivenUp, StartFailed, ProviderFailed, RequestReplayed),
-        *(OutageBegan, OutageEnded),
+        *(ScaleRequested, FunctionReady, WaitGivenUp, StartFailed),
+        *(ProviderFailed, OutageBegan, OutageEnded, RequestRefused, RequestReplayed),
     ],
 )
 def test_an_event_is_a_frozen_slotted_dataclass_that_names_its_function(kind: type[FunctionEvent]) -> None:
@@ -212,3 +225,40 @@ def test_an_outage_is_one_line_at_its_begin_and_one_at_its_end(caplog: pytest.Lo
     ]
     log(ProviderFailed(HELLO, ProviderError("refused")))
     assert len(caplog.messages) == 3
+
+
+def test_refusals_for_one_reason_are_one_line_a_minute_whatever_the_names(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = Clock()
+    log = EventLog(clock)
+    for number in range(500):
+        log(RequestRefused(Function(f"fn-{number}"), "no place to wait"))
+    log(RequestRefused(HELLO, "the worker stops"))
+    assert caplog.messages == [
+        "fn-0: refused a request: no place to wait",
+        "hello.dev: refused a request: the worker stops",
+    ]
+    clock.advance(60)
+    log(RequestRefused(HELLO, "no place to wait"))
+    assert caplog.messages[2:] == [
+        "hello.dev: refused a request: no place to wait (and 499 times before, not logged)"
+    ]
+
+
+def test_of_the_calls_that_one_function_fails_so_many_have_a_line_in_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = Clock()
+    log = CallLog(clock)
+    for minute in range(2):
+        for number in range(CALLS_LOGGED + 30):
+            log(f"{minute}-{number}", HELLO, "hello.dev: cannot start (no database)")
+        log(f"{minute}-other", Function("other"), "other: cannot start (no database)")
+        log(f"{minute}-provider", None, "the provider failed: refused")
+        clock.advance(60.0)
+    assert len(caplog.messages) == 2 * (CALLS_LOGGED + 2)
+    assert caplog.messages[0] == "call 0-0: hello.dev: cannot start (no database)"
+    assert caplog.messages[CALLS_LOGGED + 2] == (
+        "call 1-0: hello.dev: cannot start (no database) (30 calls before, not logged)"
+    )

@@ -228,7 +228,7 @@ def test_a_failure_is_in_the_same_dress_without_a_script_or_a_load_of_its_own() 
 
 def respond(error: ScaleZeroError, pages: Pages = PAGES, method: str = "GET", **headers: str) -> TestResponse:
     def app(environ: Any, start_response: Any) -> Any:
-        answers = Answers(pages)
+        answers = Answers(pages, jitter=lambda: 0.5)
         return answers.respond(error, environ, HELLO, Progress(3.4, STARTS, 4.2))(environ, start_response)
 
     return Client(app).open(method=method, headers=headers or NAVIGATION)
@@ -489,7 +489,7 @@ def test_a_failure_is_told_to_the_page(client: Client, gate: Gate) -> None:
     assert client.get("/function/hello", headers=NAVIGATION).status_code == 503
     gate.status = ReplicaStatus(1, 0, failure="crash loop")
     until(lambda: status(client)["state"] == "failed")
-    assert status(client)["detail"] == "The function hello cannot start: crash loop"
+    assert status(client)["detail"] == "The function hello could not be started."
     assert client.get("/function/missing", headers=NAVIGATION).status_code == 404
     assert status(client, "missing")["state"] == status(client, "invented")["state"] == "unknown"
     assert status(client, "-")["state"] == "failed"

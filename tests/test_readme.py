@@ -11,6 +11,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,20 @@ def test_the_callback_example_starts_its_function_and_starts_it_again_when_it_wa
             assert (site / "calls").read_text() == "start function-hello\n" * 2
     finally:
         os.kill(pid(), signal.SIGKILL)
+
+
+def test_two_lines_show_what_happens_under_gunicorn(site: Path) -> None:
+    env = {"PYTHONPATH": f"{site}:{ROOT}", "PATH": f"{site}:{os.environ['PATH']}"}
+    (site / "systemctl").write_text("#!/bin/sh\nsleep 0.5\n", encoding="utf-8")
+    options = ["--chdir", str(site), "-c", str(site / "gunicorn.conf.py"), "-w", "2", "--threads", "8"]
+    with gunicorn("callback_app:application", site / "log", *options, env=env) as server:
+        with ThreadPoolExecutor(12) as pool:
+            list(pool.map(lambda _: server.get("/function/hello"), range(12)))
+        until(lambda: "hello: ready after" in server.log)
+        lines = [line for line in server.log.splitlines() if "hello: requested" in line]
+        assert len(lines) == 1, server.log
+        assert re.fullmatch(r"\S+ \S+ \[\d+\] \[INFO\] hello: requested 0 → 1 replicas", lines[0])
+        assert server.log.count("Booting worker") == 2  # gunicorn's own lines are not doubled
 
 
 def test_the_settings_table_names_every_setting_and_its_default() -> None:

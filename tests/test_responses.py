@@ -24,13 +24,15 @@ from scalezero_wsgi import (
     SettingError,
     TooManyWaiting,
 )
+from scalezero_wsgi.model import StillStarting, WorkerStopping
 from scalezero_wsgi.pages import Pages
 from scalezero_wsgi.responses import Answers, problem_of
 from scalezero_wsgi.routing import Names
 
 HELLO = Function("hello", "dev")
 PROBLEM = "application/problem+json"
-respond = Answers(Pages("/function/.scalezero/")).respond
+PAGES = Pages("/function/.scalezero/")
+respond = Answers(PAGES, jitter=lambda: 0.5).respond  # which varies nothing
 HTML = "text/html; charset=utf-8"
 TEXT = "text/plain; charset=utf-8"
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
@@ -180,7 +182,7 @@ def test_a_request_without_a_function_has_no_function_member() -> None:
         (ERRORS[1], "There is no function hello.dev."),
         (ERRORS[2], "The function's state cannot be told at the moment."),
         (ERRORS[3], "Too many requests are waiting already."),
-        (ERRORS[4], "The function hello.dev cannot start: crash loop"),
+        (ERRORS[4], "The function hello.dev could not be started."),
         (ERRORS[5], "The function hello.dev is still starting."),
     ],
     ids=lambda value: kind(value) if isinstance(value, ScaleZeroError) else "",
@@ -204,6 +206,101 @@ def test_retry_after_is_a_whole_number_of_seconds_of_1_or_more_and_never_too_ear
         header = given.headers["Retry-After"]
         assert re.fullmatch("[1-9][0-9]*", header)
         assert int(header) == max(1, math.ceil(left)) == given.members["retry_after"]
+
+
+@settings(deadline=None)
+@given(st.floats(-10, 1e6), st.floats(0, 1))
+@example(5.0, 0.0)
+@example(5.0, 1.0)
+@example(1.0, 0.0)
+def test_retry_after_is_varied_by_a_fifth_but_for_a_rest_only_upwards(left: float, jitter: float) -> None:
+    varying = Answers(PAGES, jitter=lambda: jitter)
+    told = max(1, math.ceil(left))
+    for error in (
+        TooManyWaiting("full", left),
+        NotAvailable(HELLO, 1.0, left),
+        FunctionFailed(HELLO, "", left),
+    ):
+        response = varying.respond(error, create_environ(), HELLO)
+        header = int(response.headers["Retry-After"])
+        lowest = told if isinstance(error, FunctionFailed) else max(1, round(told * 0.8))
+        assert lowest <= header <= round(told * 1.2)
+        assert header == json.loads(response.get_data())["retry_after"]
+
+
+def test_by_default_those_who_are_refused_together_are_told_different_times() -> None:
+    answers = Answers(PAGES)
+    told = {
+        int(answers.respond(TooManyWaiting("full", 100.0), create_environ()).headers["Retry-After"])
+        for _ in range(200)
+    }
+    assert min(told) in range(80, 90)
+    assert max(told) in range(111, 121)
+
+
+ASYNC = "respond-async"
+
+
+@pytest.mark.parametrize(
+    ("error", "prefer", "applied"),
+    [
+        (NotAvailable(HELLO, 5.0, shortened=True), "wait=5", "wait=5"),
+        (NotAvailable(HELLO, 5.0, shortened=False), "wait=60", None),
+        (
+            StillStarting(HELLO, 5.0, 1.0, ASYNC, shortened=True),
+            "wait=5, respond-async",
+            "respond-async, wait=5",
+        ),
+        (StillStarting(HELLO, 0.1, 1.0, ASYNC, shortened=True), "respond-async", "respond-async"),
+        (StillStarting(HELLO, 25.0, 1.0, ASYNC), "respond-async, wait=60", "respond-async"),
+        (StillStarting(HELLO, 2.0, 1.0, "page"), "wait=60", None),
+        (TooManyWaiting("full"), "wait=5", None),
+        (FunctionNotFound("hello"), "respond-async, wait=5", None),
+    ],
+)
+def test_a_preference_that_made_the_answer_is_told(
+    error: ScaleZeroError, prefer: str, applied: str | None
+) -> None:
+    response = respond(error, {**create_environ(), "HTTP_PREFER": prefer}, HELLO)
+    assert response.headers.get("Preference-Applied") == applied
+
+
+FAILED = FunctionFailed(HELLO, "exited with 1: password hunter2\nat 10.0.0.1", 8.0)
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/html", "text/plain"])
+def test_why_a_start_failed_is_told_only_if_that_is_wanted(accept: str) -> None:
+    environ = {**create_environ(), "HTTP_ACCEPT": accept}
+    told = respond(FAILED, environ, HELLO).get_data(as_text=True)
+    assert "hunter2" not in told
+    assert "10.0.0.1" not in told
+    assert "hunter2" in Answers(PAGES, expose=True).respond(FAILED, environ, HELLO).get_data(as_text=True)
+
+
+@pytest.mark.parametrize("error", [FAILED, ProviderError("hunter2\nat 10.0.0.1")], ids=kind)
+@pytest.mark.parametrize("asked", ["respond", "failed"])
+def test_the_log_has_the_reason_in_a_line_with_the_id_of_the_call(
+    error: ScaleZeroError, asked: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = Answers(PAGES)
+    environ = {**create_environ(), "HTTP_X_CALL_ID": "abc-123"}
+    response = (
+        answers.respond(error, environ, HELLO) if asked == "respond" else answers.failed(error, environ)
+    )
+    assert response.headers["X-Call-Id"] == json.loads(response.get_data())["call_id"] == "abc-123"
+    (line,) = caplog.messages
+    assert line.startswith("call abc-123: ")
+    assert "hunter2 | at 10.0.0.1" in line
+
+
+def test_an_answer_that_says_all_there_is_has_no_line(caplog: pytest.LogCaptureFixture) -> None:
+    for error in (ERRORS[0], ERRORS[1], ERRORS[3], ERRORS[5], WorkerStopping()):
+        respond(error, create_environ(), HELLO)
+    assert caplog.messages == []
+
+
+def test_a_page_shows_the_id_of_the_call() -> None:
+    assert "Call abc-123" in answer(FAILED, accept="text/html", call_id="abc-123").body
 
 
 @pytest.mark.parametrize("accept", ["application/json", "text/html", "text/plain"])

@@ -71,6 +71,7 @@ READINGS: list[tuple[str, object, object]] = [
     ("cache_size", " 7 ", 7),
     *[("replay", yes, True) for yes in (True, "true", "True", "1", "yes", "on", " ON ")],
     *[("replay", no, False) for no in (False, "false", "False", "0", "no", "off")],
+    *[("expose_failures", value, str(value).lower() == "true") for value in (True, "true", False, "false")],
     ("max_wait_of", {}, {}),
     ("max_wait_of", {"slow": "1m", "slow.dev": 2}, {"slow": 60.0, "slow.dev": 2.0}),
     ("max_wait_of", "slow=1m, slow.dev=2", {"slow": 60.0, "slow.dev": 2.0}),
@@ -125,6 +126,7 @@ WRONG: dict[str, list[object]] = {
     **{name: [-1, "", "fast", None, True, math.nan, math.inf, []] for name in DURATIONS},
     "cache_size": [0, -1, 1.0, "0", "-1", "1.5", "", "ten", None, True, []],
     "replay": [None, 0, 1, "", "maybe", [], "2"],
+    "expose_failures": [None, 0, 1, "", "maybe", [], "2"],
     "max_wait_of": [
         *(None, 3, "slow", "slow=", "=3", "slow=0", "a=1,b=fast", "Slow!=3", {"slow": None}),
         *({"slow": 0}, {1: 2}, {"": 2}, {"slow": [1]}, [("slow", 1)], {"good": 1, "Slow": 2}),
@@ -266,6 +268,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "deny": (),
         "wake": None,
         "replay": True,
+        "expose_failures": False,
         "coordination": None,
         "hooks": (),
     }
@@ -365,6 +368,7 @@ def test_every_setting_that_a_string_can_say_comes_from_the_environment() -> Non
         "SCALEZERO_DENY": "job-secret",
         "SCALEZERO_WAKE": "job-*",
         "SCALEZERO_REPLAY": "off",
+        "SCALEZERO_EXPOSE_FAILURES": "on",
         "SCALEZERO_COORDINATION": "memory://",
     }
     assert {key.removeprefix("SCALEZERO_").lower() for key in strings} == set(NAMES) - {"hooks"}
@@ -392,6 +396,7 @@ def test_every_setting_that_a_string_can_say_comes_from_the_environment() -> Non
         deny=("job-secret",),
         wake=("job-*",),
         replay=False,
+        expose_failures=True,
     )
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import signal
 import socket
 import threading
@@ -29,6 +30,7 @@ from scalezero_wsgi import (
 from scalezero_wsgi.function_cache import FunctionMeta
 from scalezero_wsgi.model import ClientGone, ProviderSilent, StillStarting, WorkerStopping
 from scalezero_wsgi.providers import Provider
+from scalezero_wsgi.scaler import LATE, UNKNOWN_START
 from scalezero_wsgi.server import Server, this_server
 from scalezero_wsgi.waiting import MAX_WAIT_LABEL, Waiting
 from tests.clock import MovingClock
@@ -818,7 +820,7 @@ class TestRetryAfter:
         clock.advance(10.0)
         assert 5.0 < self.left(bench, prefer) < 15.0
         clock.advance(30.0)
-        assert self.left(bench, prefer) == 1.0
+        assert 20.0 <= self.left(bench, prefer) < 25.0  # it takes longer than usual: the half of 40 more
 
     def test_the_median_of_the_last_starts_is_the_usual_one(self) -> None:
         bench, _, _ = self.scene(20.0, 100.0, 30.0)
@@ -836,10 +838,49 @@ class TestRetryAfter:
         assert 15.0 < self.left(bench) < 25.0
 
     def test_nothing_is_known_before_the_first_start(self) -> None:
-        bench, _, _ = self.scene()
-        assert self.left(bench) == 1.0
+        bench, clock, _ = self.scene()
         bench.fill(1, OTHER)
-        assert self.left(bench) == 1.0
+        assert self.left(bench) == UNKNOWN_START
+        bench, clock, _ = self.scene()
+        assert UNKNOWN_START - 1.0 < self.left(bench) <= UNKNOWN_START
+        clock.advance(4.0)
+        assert 2.0 <= self.left(bench) < 3.0
+        clock.advance(2.0)
+        assert 6.0 <= self.left(bench) < 7.0
+        clock.advance(10.0)
+        assert 16.0 <= self.left(bench) < 17.0
+
+    def test_a_start_that_is_a_little_late_is_given_some_seconds(self) -> None:
+        bench, clock, _ = self.scene(1.0)
+        self.left(bench)
+        clock.advance(2.0)
+        assert self.left(bench) == LATE
+
+    @pytest.mark.parametrize("jitter", [0.8, 1.0, 1.2])
+    @pytest.mark.parametrize("expected", [None, 0.3, 2.0, 5.0, 8.0, 60.0])
+    def test_three_more_tries_outlast_a_start_of_ten_seconds(
+        self, expected: float | None, jitter: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of which none was measured, refused at once at each of them."""
+        monkeypatch.setattr(FunctionScaler, "expected_start", lambda *_: expected)
+        bench, clock, _ = self.scene()
+        begun = clock()
+        bench.fill(1)
+        for _ in range(3):
+            clock.advance(max(1, round(math.ceil(self.left(bench)) * jitter)))
+        assert clock() > begun + 10.0
+
+    def test_one_that_a_client_gave_up_waiting_for_says_whose_deadline_it_was(self) -> None:
+        bench, clock, _ = self.scene()
+        (request,) = bench.fill(1, prefer="wait=9")
+        clock.advance(9.5)
+        outcome = request.outcome()
+        assert isinstance(outcome, NotAvailable)
+        assert outcome.shortened
+        bench = Bench(Gate(), max_wait=0.1)
+        outcome = bench.begin(prefer="wait=9").outcome()
+        assert isinstance(outcome, NotAvailable)
+        assert not outcome.shortened
 
 
 class TestLookingUp:

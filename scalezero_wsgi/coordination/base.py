@@ -49,7 +49,7 @@ class Failure:
 
     :param count: how many in a row.
     :param start: names the start that failed last.
-    :param reason: fit for a client.
+    :param reason: why; it may hold the function's own output.
     :param left: seconds for which the function still rests; below 0, the rest ended so long ago.
     """
 

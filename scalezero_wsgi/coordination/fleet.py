@@ -88,6 +88,11 @@ class Lead:
         named = replace(known, name=f"{lease.token}.{self._told}")
         self._note(self._fleet.attempt(lambda store: store.publish(lease, named)))
 
+    @property
+    def replaced(self) -> bool:
+        """Whether another worker leads, as far as was noticed: what was published last was not taken."""
+        return self._gone
+
     def check(self) -> None:
         """Whether it makes sense to go on.
 

@@ -128,11 +128,14 @@ class Pages:
             history=plot(progress.last_starts, progress.elapsed),
         )
 
-    def problem(self, root: str, status: int, phrase: str, detail: str, *, again: bool = False) -> str:
+    def problem(
+        self, root: str, status: int, phrase: str, detail: str, *, again: bool = False, call_id: str = ""
+    ) -> str:
         """The page of a failure.
 
         :param root: the ``SCRIPT_NAME`` of the request.
         :param again: whether another try may help.
+        :param call_id: what a reader can name to the operator.
         """
         values = {
             "status": str(status),
@@ -141,7 +144,9 @@ class Pages:
             "style": self._files(self._url(root))["style"],
         }
         return self._problem.substitute(
-            {name: escape(value) for name, value in values.items()}, again=AGAIN if again else ""
+            {name: escape(value) for name, value in values.items()},
+            again=AGAIN if again else "",
+            call=f"<footer><small>Call {escape(call_id)}</small></footer>" if call_id else "",
         )
 
     def asset(self, name: str) -> Asset | None:

@@ -163,7 +163,9 @@ def test_a_failure_is_shown_in_place_and_another_try_is_offered(
     again.wait_for(timeout=SOON)
     shot(page, f"failure-{scheme}")
     assert page.title() == page.locator("h1").text_content() == f"{function} did not start"
-    assert f"The function {function} cannot start: " in (page.get_by_role("status").text_content() or "")
+    assert f"The function {function} could not be started." in (
+        page.get_by_role("status").text_content() or ""
+    )
     assert not page.locator("#going").is_visible()
     assert findings(page) == []
     count = len(asked)
@@ -202,7 +204,7 @@ def test_without_javascript_a_failure_ends_the_loads(visit: Visit, shot: Shot) -
     page.goto("/function/broken-plain")
     page.get_by_role("link", name="Try again").wait_for(timeout=SOON)
     shot(page, "failure-no-javascript")
-    assert "cannot start" in (page.locator("main").text_content() or "")
+    assert "could not be started" in (page.locator("main").text_content() or "")
     loads: list[str] = []
     page.on("request", lambda request: loads.append(request.url))
     page.wait_for_timeout(2500)

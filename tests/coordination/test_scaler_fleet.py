@@ -12,7 +12,13 @@ import pytest
 from scalezero_wsgi import FunctionFailed, FunctionNotFound, ProviderError, ReplicaStatus
 from scalezero_wsgi.coordination.base import Failure, Known, Start, Trouble
 from scalezero_wsgi.coordination.fleet import BEAT, LEASE, RETELL
-from scalezero_wsgi.events import CoordinationLost, CoordinationRestored, FunctionReady, StartFailed
+from scalezero_wsgi.events import (
+    CoordinationLost,
+    CoordinationRestored,
+    FunctionReady,
+    ScaleRequested,
+    StartFailed,
+)
 from scalezero_wsgi.function_cache import FunctionMeta
 from scalezero_wsgi.model import NotAvailable, ProviderSilent
 from scalezero_wsgi.outages import FIRST_PAUSE, LONGEST_PAUSE
@@ -244,6 +250,73 @@ class TestOneFlight:
         found = outcome(second.flights[-1])
         assert isinstance(found, FunctionMeta)
         assert found.last_refresh >= doubted_at
+
+
+class TestOneLineForAStart:
+    """However often it is asked for."""
+
+    @staticmethod
+    def lines(world: World) -> int:
+        return len([event for event in world.events if isinstance(event, ScaleRequested)])
+
+    def test_of_all_who_wake_the_leader_reports_it(self) -> None:
+        world = World(4)
+        wake_all(world)
+        world.all_land()
+        assert (len(world.provider.sets), self.lines(world)) == (1, 1)
+
+    def test_one_that_the_provider_does_not_show_is_asked_for_again_without_a_word(self) -> None:
+        world = World(4, lag=3 * SETTLE)
+        wake_all(world)
+        world.all_land()
+        assert len(world.provider.sets) > 1
+        assert self.lines(world) == 1
+
+    def test_nor_does_the_next_leader_report_it(self) -> None:
+        world = World(2, lag=3 * SETTLE)
+        first, second = world.workers
+        first.wake()
+        world.until(lambda: self.lines(world) == 1)
+        world.crash(first)
+        second.wake()
+        world.all_land()
+        assert len(world.provider.sets) > 1
+        assert self.lines(world) == 1
+
+    def test_a_leader_that_was_replaced_while_it_asked_leaves_it_to_the_other(self) -> None:
+        world = World(2, lag=0.5)
+        first, second = world.workers
+        first.wake()
+        # It has made sure of its lead, and is about to ask.
+        world.until(lambda: any(task.worker is first and task.confirmed for task in world.tasks))
+        first.stopped = True
+        world.pass_time(LEASE + 0.1)
+        second.wake()
+        world.until(lambda: self.lines(world) == 1)
+        first.stopped = False
+        world.all_land()
+        assert len(world.provider.sets) == 2
+        assert self.lines(world) == 1
+
+    def test_each_start_after_one_that_failed_has_its_own(self) -> None:
+        world = World(4)
+        world.provider.answer = lambda: BROKEN if world.provider.sets else ZERO
+        wake_all(world)
+        world.all_land()
+        world.provider.zero()
+        world.pass_time(2.0)
+        wake_all(world)
+        world.all_land()
+        assert self.lines(world) == 2
+
+    def test_and_each_after_one_that_came_up(self) -> None:
+        world = World(4)
+        for _ in range(3):
+            wake_all(world)
+            world.all_land()
+            world.provider.zero()
+            world.pass_time(EXPIRY * 2)
+        assert self.lines(world) == 3
 
 
 class TestMissing:

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from scalezero_wsgi import ProviderError
 from scalezero_wsgi.coordination.fleet import BEAT, LEASE
+from scalezero_wsgi.events import ScaleRequested
 from scalezero_wsgi.scaler import FOLLOW
 from scalezero_wsgi.starts import SETTLE
 from scalezero_wsgi.wake import PROVIDER_PATIENCE
@@ -95,6 +96,7 @@ class Calm(RuleBasedStateMachine):
     def it_goes_to_zero(self) -> None:
         self.check_sets()
         self.world.engine.zero()
+        self.world.events.clear()
         for worker in self.world.workers:
             worker.flights.clear()
         self.time_passes(0.2)
@@ -108,6 +110,11 @@ class Calm(RuleBasedStateMachine):
     def there_is_one_request_for_each_lease_at_most(self) -> None:
         leases = [lease for lease in self.world.engine.sets if lease is not None]
         assert len(leases) == len(set(leases))
+
+    @invariant()
+    def a_start_is_reported_once_at_most(self) -> None:
+        reported = [event for event in self.world.events if isinstance(event, ScaleRequested)]
+        assert len(reported) <= 1 or self.world.ledger.failed or self.world.engine.failed
 
     def check_sets(self) -> None:
         """One request wakes the function, and none is made if nobody asked for it."""

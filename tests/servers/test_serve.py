@@ -11,15 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from scalezero_wsgi.cli import main
+from scalezero_wsgi.cli import main, only_this_host
 from tests.servers.harness import ROOT, Server, free_port, serving, until
 
 
 @contextlib.contextmanager
-def serve(tmp_path: Path, *arguments: str) -> Iterator[Server]:
+def serve(
+    tmp_path: Path, *arguments: str, host: str = "127.0.0.1", env: dict[str, str] | None = None
+) -> Iterator[Server]:
     port = free_port()
-    command = [sys.executable, "-m", "scalezero_wsgi", "serve", *arguments, "--bind", f"127.0.0.1:{port}"]
-    with serving(command, port, tmp_path / "log", {"TMPDIR": str(tmp_path), "HOME": str(tmp_path)}) as server:
+    command = [sys.executable, "-m", "scalezero_wsgi", "serve", *arguments, "--bind", f"{host}:{port}"]
+    env = {"TMPDIR": str(tmp_path), "HOME": str(tmp_path), **(env or {})}
+    with serving(command, port, tmp_path / "log", env) as server:
         yield server
 
 
@@ -82,6 +85,48 @@ def test_it_serves_a_file(tmp_path: Path) -> None:
             assert broken.status_code == 503
             assert "no database" in broken.json()["detail"]
             assert int(broken.headers["Retry-After"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("host", "env"), [("0.0.0.0", {}), ("127.0.0.1", {"SCALEZERO_EXPOSE_FAILURES": "false"})]
+)
+def test_others_than_this_host_are_not_told_why_a_start_failed(
+    host: str, env: dict[str, str], tmp_path: Path
+) -> None:
+    file = tmp_path / "functions.toml"
+    file.write_text("[functions.broken]\ncommand = ['sh', '-c', 'echo no database; exit 3']\n", "utf-8")
+    with serve(tmp_path, str(file), host=host, env=env) as server:
+        broken = server.get("/function/broken")
+        assert broken.status_code == 503
+        assert "no database" not in broken.text
+        (line,) = [line for line in server.log.splitlines() if broken.headers["X-Call-Id"] in line]
+        assert "no database" in line
+
+
+@pytest.mark.parametrize(
+    ("bind", "told"),
+    [
+        ("127.0.0.1:8080", True),
+        ("127.1.2.3:80", True),
+        ("localhost:8080", True),
+        ("tcp://LOCALHOST:8080", True),
+        ("[::1]:8080", True),
+        ("unix:/run/functions.sock", True),
+        ("127.0.0.1:8080,[::1]:8080", True),
+        ("0.0.0.0:8080", False),
+        (":8080", False),
+        ("8080", False),
+        ("", False),
+        ("[::]:8080", False),
+        ("10.0.0.1:8080", False),
+        ("functions.example:8080", False),
+        ("fd://3", False),
+        ("127.0.0.1:8080,0.0.0.0:8081", False),
+        ("127.0.0.1.example:8080", False),
+    ],
+)
+def test_only_this_host(bind: str, told: bool) -> None:
+    assert only_this_host(bind) == told
 
 
 @pytest.mark.parametrize(
