@@ -484,10 +484,9 @@ class TestTheStatusUrl:
         assert 20.0 <= told["elapsed"] < 25.0
         assert (told["last_starts"], told["retry_after"]) == ([], 1)
 
-    def test_it_keeps_a_start_going_as_long_as_somebody_asks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("scalezero_wsgi.scaler.LINGER", 1.0)
+    def test_it_keeps_a_start_going_as_long_as_somebody_asks(self) -> None:
         clock, gate = MovingClock(), Gate()
-        door = ScaleZeroMiddleware(App(), gate, clock=clock)
+        door = ScaleZeroMiddleware(App(), gate, clock=clock, linger=1.0)
         begun = set()
         for _ in range(5):
             assert state(door) == "starting"
