@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
@@ -30,6 +31,17 @@ def seconds(value: object) -> float:
         f"{value!r} is not a duration; allowed are seconds, 0 or more, and strings such as"
         " '250ms', '10m30s' or '1h'"
     )
+
+
+def label_seconds(labels: Mapping[str, str], name: str) -> float | None:
+    """Read a duration from a function's label; ``None`` if there is none, or it cannot be read."""
+    label = labels.get(name)
+    if label is None:
+        return None
+    try:
+        return seconds(label)
+    except ValueError:
+        return None
 
 
 def _parse(text: str) -> float | None:

@@ -53,6 +53,7 @@ class Knowledge:
         lead: Lead,
         seen: ReplicaStatus | None = None,
         trouble: ProviderError | None = None,
+        started_at: float | None = None,
     ) -> FunctionMeta:
         """Ask the provider, or let it watch for a change from ``seen``; remember the answer, and tell the
         fleet.
@@ -60,6 +61,8 @@ class Knowledge:
         A provider that raises :class:`FunctionFailed` has answered: the function does not come up.
 
         :param trouble: what the leader has met otherwise and not got over.
+        :param started_at: monotonic seconds at which the start that is waited for was asked for: if it has
+            ended, it is remembered how long it took. ``None``: none is waited for.
         :raises FunctionNotFound: the provider does not know the function.
         :raises ProviderError: the call failed, whatever was raised.
         """
@@ -85,6 +88,8 @@ class Knowledge:
             raise ProviderError(f"get_replicas returned {status!r}, not a ReplicaStatus")
         self.outages.answered(function, asked_at)
         meta = self._see(function, status, asked_at)
+        if started_at is not None and meta.available:  # before it is told, so that it is told along
+            self.starts.took(function, self.clock() - started_at)
         troubled = None if trouble is None or meta.available else Trouble()
         self.tell(function, lead, meta, trouble=troubled, news=status != seen)
         return meta

@@ -121,7 +121,9 @@ class ScaleZeroMiddleware:
         self._report = Reporter([EventLog(clock), *settings.hooks])
         store = settings.coordination or default_coordination()
         fleet = Fleet(store, self._report, clock, row=self._row)
-        self.scaler = FunctionScaler(provider, self.cache, report=self._report, fleet=fleet, clock=clock)
+        self.scaler = FunctionScaler(
+            provider, self.cache, report=self._report, fleet=fleet, linger=settings.linger, clock=clock
+        )
         self._waiting = Waiting(self.scaler, self.cache, settings, clock)
         self._names = Names(settings.names, settings.default_namespace)
         self._rules = Rules(

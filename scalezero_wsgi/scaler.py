@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from .bounded import Bounded
 from .coordination.base import Known, Trouble
 from .coordination.fleet import Fleet, Lead
+from .durations import label_seconds
 from .events import FunctionReady, ProviderFailed, Reporter
 from .function_cache import FunctionCache, FunctionMeta
 from .knowledge import Knowledge
@@ -30,10 +30,16 @@ from .model import (
 from .outages import SILENT
 from .providers.base import DoubtingProvider, Provider
 from .single_flight import Flight, SingleFlight
+from .starts import median
 from .wake import PROVIDER_PATIENCE, Wake
 
 LINGER = 60.0
-"""Seconds for which a flight goes on after the last deadline of those who waited."""
+"""Seconds for which a start is watched once nobody waits for it any more, unless a setting or label says
+otherwise; and those after which a refresh that has not ended counts as one that hangs."""
+
+LINGER_LABEL = "scalezero.linger"
+
+START_TIME_LABEL = "scalezero.start-time"
 
 OUTAGE_PATIENCE = 0.5
 """Seconds for which a request waits for a provider that has failed for longer than ``PROVIDER_PATIENCE``."""
@@ -61,6 +67,8 @@ class FunctionScaler:
     :param cache: where every answer goes.
     :param report: is told what happens.
     :param fleet: the other workers; by default there are none.
+    :param linger: seconds for which a start is watched once nobody waits for it any more. The label
+        ``scalezero.linger`` says it for one function.
     :param clock: monotonic seconds.
     :param sleep: pauses a leader.
     :param jitter: a number from 0 to 1 for each pause; by default one that neither disturbs a seeded
@@ -74,6 +82,7 @@ class FunctionScaler:
         *,
         report: Reporter | None = None,
         fleet: Fleet | None = None,
+        linger: float = LINGER,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] | None = None,
         jitter: Callable[[], float] | None = None,
@@ -81,6 +90,7 @@ class FunctionScaler:
         self._provider = provider
         self._cache = cache
         self._report = report or Reporter()
+        self._linger = linger
         self._fleet = fleet or Fleet(None, self._report, clock)
         self._clock = clock
         # Looked up late: gevent may replace time.sleep after this line has run.
@@ -90,7 +100,6 @@ class FunctionScaler:
         self._outages = self._knowledge.outages
         self._wakes: SingleFlight[Function, FunctionMeta] = SingleFlight("scalezero-wake", MAX_LEADERS, clock)
         self._refreshes: SingleFlight[Function, None] = SingleFlight("scalezero-refresh", MAX_LEADERS, clock)
-        self._durations: Bounded[Function, tuple[float, ...]] = Bounded(10_000)
 
     # What the door asks for
 
@@ -115,25 +124,62 @@ class FunctionScaler:
         :raises TooManyWaiting: too many functions are being asked for.
         """
         begun = self._clock()
+        waiter = object()
         while True:
-            flight = self.start(function, deadline, since=since)
-            landed = flight.wait(deadline - self._clock()) if wait is None else wait(flight)
+            flight = self._join(function, deadline, since, wanted_until=begun, waiter=waiter)
+            try:
+                landed = flight.wait(deadline - self._clock()) if wait is None else wait(flight)
+            finally:
+                flight.leave(waiter, self._clock())
+                self.prolong(function, flight, self._clock())
             if not landed:
                 raise self._give_up(function, flight, begun)
-            meta = flight.result()
+            try:
+                meta = flight.result()
+            except NotAvailable:
+                if self._clock() >= deadline:
+                    raise
+                continue  # it ended for want of anybody who waits, at the moment at which we came
             if meta.last_refresh >= since:
                 return meta
 
     def start(self, function: Function, until: float, *, since: float = -math.inf) -> Flight[FunctionMeta]:
         """Have the function woken, and do not wait for it.
 
-        :param until: monotonic seconds up to which the caller is interested.
+        :param until: monotonic seconds up to which the caller is interested. From then on the provider is
+            asked rarely, unless somebody waits.
         :raises ScaleZeroError: as :meth:`ensure_available`, for what is known already.
         """
+        return self._join(function, until, since, wanted_until=until)
+
+    def prolong(self, function: Function, flight: Flight[FunctionMeta], until: float) -> None:
+        """Let a flight go on for one who waits in it longer than they first said.
+
+        :param until: monotonic seconds up to which they wait.
+        """
+        flight.until = max(flight.until, until + self._linger_of(function))
+
+    def _join(
+        self, function: Function, until: float, since: float, *, wanted_until: float, waiter: object = None
+    ) -> Flight[FunctionMeta]:
         self._knowledge.starts.refuse_while_resting(function)
         if self._cache.is_missing(function):
             raise FunctionNotFound(*function)
-        return self._wakes.join(function, partial(self._wake, function, since), until + LINGER)
+        return self._wakes.join(
+            function,
+            partial(self._wake, function, since),
+            until + self._linger_of(function),
+            wanted_until=wanted_until,
+            waiter=waiter,
+        )
+
+    def _linger_of(self, function: Function) -> float:
+        label = self._label(function, LINGER_LABEL)
+        return self._linger if label is None else label
+
+    def _label(self, function: Function, name: str) -> float | None:
+        meta = self._cache.find(function)
+        return None if meta is None else label_seconds(meta.status.labels, name)
 
     def keep_up(self, function: Function, until: float) -> Flight[FunctionMeta] | None:
         """Have a start that is under way in this process go on. Starts nothing.
@@ -141,7 +187,7 @@ class FunctionScaler:
         :param until: monotonic seconds up to which the caller is interested.
         :return: the start's flight; ``None`` if there is none.
         """
-        return self._wakes.prolong(function, until + LINGER)
+        return self._wakes.prolong(function, until + self._linger_of(function), until)
 
     def refuse_while_resting(self, function: Function) -> None:
         """:raises FunctionFailed: the function is left alone after a failed start."""
@@ -220,13 +266,22 @@ class FunctionScaler:
         return True
 
     def expected_start(self, function: Function) -> float | None:
-        """The median of the last starts, in seconds; ``None`` before the first."""
-        durations = sorted(self.last_starts(function))
-        return durations[len(durations) // 2] if durations else None
+        """How long a start will probably take, in seconds; ``None`` when nothing tells.
+
+        That is the median of the function's last starts; before the first what its label
+        ``scalezero.start-time`` says, else the median of other functions' last starts.
+        """
+        own = median(self._usual(function))
+        return self._knowledge.starts.of_others() if own is None else own
 
     def last_starts(self, function: Function) -> tuple[float, ...]:
-        """How long the last starts took, in seconds, the latest last."""
-        return self._durations.get(function) or ()
+        """How long the last starts took, in seconds, the latest last; those of the whole fleet."""
+        return self._knowledge.starts.durations(function)
+
+    def _usual(self, function: Function) -> tuple[float, ...]:
+        """How long starts of the function take, as far as that is known of itself and not of others."""
+        label = self._label(function, START_TIME_LABEL)
+        return self.last_starts(function) or ((label,) if label else ())
 
     def begun_at(self, function: Function) -> float | None:
         """Since when the function is being woken, in monotonic seconds; ``None`` if it is not."""
@@ -272,8 +327,16 @@ class FunctionScaler:
             since=since,
             pause=self._pause,
             woken=self._woken,
+            usual=partial(self._usual, function),
+            ends=partial(self._ends, function, flight),
         )
-        return self._fleet.fly(function, lambda: flight.until, wake.follow, wake.lead)
+        return self._fleet.fly(function, partial(self._ends, function, flight), wake.follow, wake.lead)
+
+    def _ends(self, function: Function, flight: Flight[FunctionMeta]) -> float:
+        """Monotonic seconds after which a flight is of use to nobody."""
+        if flight.waiters:
+            return flight.until
+        return min(flight.until, flight.wanted_until + self._linger_of(function))
 
     def _refresh(self, function: Function, flight: Flight[None]) -> None:
         def follow(told: Known, news: bool) -> bool | None:
@@ -317,5 +380,6 @@ class FunctionScaler:
         return NotAvailable(function, waited, self.time_left(function))
 
     def _woken(self, meta: FunctionMeta, after: float) -> None:
-        self._durations.change(meta.function, lambda known: (*(known or ()), after)[-5:])
+        if not self.last_starts(meta.function):  # a leader of an earlier release does not tell
+            self._knowledge.starts.took(meta.function, after)
         self._report(FunctionReady(meta.function, after))

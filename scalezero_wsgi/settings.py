@@ -41,6 +41,7 @@ class SettingKeywords(TypedDict, total=False):
     cache_size: int
     max_wait: Duration
     max_wait_of: Mapping[str, Duration]
+    linger: Duration
     max_waiting: int | None
     max_waiting_per_function: int | None
     release_rate: float | None
@@ -75,6 +76,8 @@ class Settings:
     :param max_wait: for how long one request is held. Below gunicorn's time-out of 30 s on purpose.
     :param max_wait_of: the same for single functions, by ``"name"`` or ``"name.namespace"``. The label
         ``scalezero.max-wait`` says it as well.
+    :param linger: for how long a start is still watched, now and then, once nobody waits for it. The label
+        ``scalezero.linger`` says it for one function.
     :param max_waiting: how many requests may wait in one process. By default a quarter of the places that
         the server has, and one at least, stay free.
     :param max_waiting_per_function: how many of them for one function; by default as many.
@@ -111,6 +114,7 @@ class Settings:
     cache_size: int = MAXSIZE
     max_wait: float = 25.0
     max_wait_of: Mapping[str, float] = field(default_factory=dict, hash=False)
+    linger: float = 60.0
     max_waiting: int | None = None
     max_waiting_per_function: int | None = None
     release_rate: float | None = None
@@ -364,6 +368,7 @@ _READERS: dict[str, Callable[[object], object]] = {
     "cache_size": _count,
     "max_wait": _positive_duration,
     "max_wait_of": _durations,
+    "linger": seconds,
     "max_waiting": _optional(_count),
     "max_waiting_per_function": _optional(_count),
     "release_rate": _optional(_rate),

@@ -23,20 +23,37 @@ class Flight(Generic[T]):
 
     :ivar begun: monotonic seconds at which it began.
     :ivar until: monotonic seconds after which the leader should end; later joiners move it on.
+    :ivar waiters: one token for each caller who waits.
+    :ivar wanted_until: monotonic seconds up to which somebody who does not wait wants its outcome; or when
+        the last of those who waited left.
     :ivar trouble: the error that the leader met last, while it still tries.
     :ivar starting: whether it is known by now that the call takes long: something has to start.
     """
 
-    __slots__ = ("_error", "_landed", "_value", "begun", "starting", "trouble", "until")
+    __slots__ = (
+        *("_error", "_landed", "_value", "begun", "starting"),
+        *("trouble", "until", "waiters", "wanted_until"),
+    )
 
     def __init__(self, begun: float, until: float) -> None:
         self.begun = begun
         self.until = until
+        self.waiters: set[object] = set()
+        self.wanted_until = until
         self.trouble: Exception | None = None
         self.starting = False
         self._landed = threading.Event()
         self._value: T
         self._error: BaseException | None = None
+
+    def leave(self, waiter: object, now: float) -> None:
+        """One of those who waited waits no longer."""
+        self.waiters.discard(waiter)
+        self.wanted_until = max(self.wanted_until, now)
+
+    def is_wanted(self, now: float) -> bool:
+        """Whether anybody waits for the outcome, or has said that it is of interest."""
+        return bool(self.waiters) or now <= self.wanted_until
 
     def wait(self, timeout: float) -> bool:
         """Wait at most ``timeout`` seconds; whether the flight has ended."""
@@ -100,9 +117,10 @@ class SingleFlight(Generic[K, T]):
         """Whether a flight for ``key`` runs and may be joined. Takes no lock."""
         return self.flight(key) is not None
 
-    def prolong(self, key: K, until: float) -> Flight[T] | None:
+    def prolong(self, key: K, until: float, wanted_until: float) -> Flight[T] | None:
         """Have the flight for ``key`` go on at least until ``until``, if there is one that may be joined.
 
+        :param wanted_until: monotonic seconds up to which the caller wants the outcome.
         :return: the flight. None is started.
         """
         flights = self._flights.get()
@@ -110,21 +128,37 @@ class SingleFlight(Generic[K, T]):
             flight = self.flight(key)
             if flight is not None:
                 flight.until = max(flight.until, until)
+                flight.wanted_until = max(flight.wanted_until, wanted_until)
             return flight
 
-    def join(self, key: K, call: Callable[[Flight[T]], T], until: float) -> Flight[T]:
+    def join(
+        self,
+        key: K,
+        call: Callable[[Flight[T]], T],
+        until: float,
+        *,
+        wanted_until: float | None = None,
+        waiter: object = None,
+    ) -> Flight[T]:
         """Join the flight for ``key``, or start one that makes ``call`` in a thread of its own.
 
         A flight that is past its ``until`` hangs, and is given up for a new one.
 
         :param until: monotonic seconds up to which the caller wants the flight to go on.
+        :param wanted_until: monotonic seconds up to which the caller wants the outcome without waiting for
+            it; by default ``until``.
+        :param waiter: the caller's token, if it waits; it must :meth:`~Flight.leave`.
         :raises TooManyWaiting: no further leader may run.
         """
         flights = self._flights.get()
+        wanted_until = until if wanted_until is None else wanted_until
         with flights.lock:
             flight = flights.by_key.get(key)
             if flight is not None and self._clock() <= flight.until:
                 flight.until = max(flight.until, until)
+                flight.wanted_until = max(flight.wanted_until, wanted_until)
+                if waiter is not None:
+                    flight.waiters.add(waiter)
                 return flight
             if len(flights.leaders) >= self._limit:
                 raise TooManyWaiting(
@@ -132,6 +166,9 @@ class SingleFlight(Generic[K, T]):
                     reason="too many functions are being asked for",
                 )
             flight = Flight(self._clock(), until)
+            flight.wanted_until = wanted_until
+            if waiter is not None:
+                flight.waiters.add(waiter)
             flights.by_key[key] = flight
             flights.leaders.add(flight)
 

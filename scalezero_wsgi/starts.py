@@ -1,4 +1,5 @@
-"""What is remembered of each function's starts: the last one, how many failed in a row, the rest after them.
+"""What is remembered of each function's starts: the last one, how long the last ones took, how many failed in
+a row, the rest after them.
 
 The workers of a fleet share it: what one of them tells the others learn. So a function in a crash loop is
 tried once in each step of its back-off, however many workers there are.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from .backoff import backoff_step
@@ -22,6 +23,12 @@ SETTLE = 2.0
 
 STABLE = 60.0
 """Seconds after which an end of a function has nothing to do with its start any more."""
+
+REMEMBERED = 5
+"""Starts of a function of which it is remembered how long they took."""
+
+OTHERS = 50
+"""Functions, those that started last, by which it is estimated how long another one's first start takes."""
 
 MAXSIZE = 10_000
 
@@ -50,6 +57,11 @@ class _Failure:
     retry_at: float
 
 
+def median(durations: Sequence[float]) -> float | None:
+    """The middle one, or the later of two; ``None`` if there is none."""
+    return sorted(durations)[len(durations) // 2] if durations else None
+
+
 class Starts:
     """The starts of all functions. Safe for threads.
 
@@ -62,6 +74,8 @@ class Starts:
         self._report = report
         self._starts: Bounded[Function, _Start] = Bounded(MAXSIZE)
         self._failures: Bounded[Function, _Failure] = Bounded(MAXSIZE)
+        self._durations: Bounded[Function, tuple[float, ...]] = Bounded(MAXSIZE)
+        self._latest: Bounded[Function, float] = Bounded(OTHERS)  # the last duration of each
 
     def begin(self, function: Function) -> float:
         """Note that a start was asked for; when: now."""
@@ -112,6 +126,22 @@ class Starts:
             return None
         return start.at
 
+    # How long they take
+
+    def took(self, function: Function, duration: float) -> None:
+        """Note that a start has ended with a replica, so many seconds after it was asked for."""
+        self._durations.change(function, lambda known: (*(known or ()), duration)[-REMEMBERED:])
+        self._latest.set(function, duration)
+
+    def durations(self, function: Function) -> tuple[float, ...]:
+        """How long the last starts took, in seconds, the latest last."""
+        return self._durations.get(function) or ()
+
+    def of_others(self) -> float | None:
+        """The median of other functions' last starts, in seconds, for one that has not started yet; ``None``
+        if there was none."""
+        return median([duration for _, duration in self._latest.items()])
+
     # Failed starts and the rest after them
 
     def refuse_while_resting(self, function: Function) -> None:
@@ -155,8 +185,9 @@ class Starts:
     # What the fleet knows of them
 
     def tell(self, function: Function, known: Known) -> Known:
-        """What is known, and with it the last start and the failures."""
+        """What is known, and with it the last start, how long starts took, and the failures."""
         now = self._clock()
+        known = replace(known, durations=self.durations(function))
         failure, start = self._failures.get(function), self._starts.get(function)
         if failure is not None and now <= failure.retry_at + STABLE:
             told = Failure(failure.count, failure.start, failure.reason, failure.retry_at - now)
@@ -172,6 +203,9 @@ class Starts:
             self._learn_start(function, told.start)
         if told.failure is not None:
             self._learn_failure(function, told.failure)
+        if told.durations and told.durations != self.durations(function):
+            self._durations.set(function, told.durations[-REMEMBERED:])
+            self._latest.set(function, told.durations[-1])
 
     def _learn_start(self, function: Function, told: Start) -> None:
         now = self._clock()

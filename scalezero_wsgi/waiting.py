@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from .bounded import Bounded
 from .client import gone_check
-from .durations import seconds
+from .durations import label_seconds
 from .function_cache import FunctionCache, FunctionMeta
 from .model import (
     ClientGone,
@@ -242,13 +242,8 @@ class Waiting:
         if own is not None:
             return own
         meta = self._cache.find(function)
-        label = None if meta is None else meta.status.labels.get(MAX_WAIT_LABEL)
-        if label is not None:
-            try:
-                return seconds(label)
-            except ValueError:
-                pass
-        return self._settings.max_wait
+        label = None if meta is None else label_seconds(meta.status.labels, MAX_WAIT_LABEL)
+        return self._settings.max_wait if label is None else label
 
     def waiting(self, function: Function | None = None) -> int:
         """How many requests wait in this process, for one function or in all."""
@@ -277,7 +272,7 @@ class Waiting:
                     raise failing or ProviderSilent("the provider does not answer")
                 look()
                 if until > flight.until:  # a label allows more than the setting with which we joined
-                    self._scaler.start(function, until)
+                    self._scaler.prolong(function, flight, until)
 
         return wait
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 
+from . import polling
 from .backoff import backoff_step, growing
 from .coordination.base import Known, Trouble
-from .coordination.fleet import Lead
+from .coordination.fleet import BEAT, Lead
 from .events import ProviderFailed, ScaleRequested
 from .function_cache import FunctionMeta
 from .knowledge import WATCH, Knowledge
@@ -19,6 +21,12 @@ logger = logging.getLogger("scalezero_wsgi")
 
 PROVIDER_PATIENCE = 3.0
 """Seconds for which a provider may fail without a break before the flight ends with its error."""
+
+UNWANTED_PAUSE = 3.0
+"""Seconds between two queries while nobody waits."""
+
+SLICE = 0.25
+"""Seconds after which one who comes in that pause is noticed."""
 
 SILENT = 2 * WATCH + 1.0
 """Seconds after which a leader that has told nothing counts as one whose provider does not answer."""
@@ -51,11 +59,13 @@ class Wake:
     """What a flight does as a leader and as a follower.
 
     :param knowledge: whom it asks, and what it knows.
-    :param flight: whose ``until`` it heeds, and whose ``trouble`` it tells.
+    :param flight: whose ``trouble`` it tells, and where it sees whether anybody waits.
     :param doubted: the entry that is not to be used any more.
     :param since: take no answer to a question asked before that moment.
     :param pause: waits about so many seconds.
     :param woken: is told of the entry when the function came up, and after how many seconds.
+    :param usual: how long the function's starts take, in seconds; empty if that is not known.
+    :param ends: monotonic seconds after which the flight is of use to nobody; asked for again and again.
     """
 
     def __init__(
@@ -68,6 +78,8 @@ class Wake:
         since: float,
         pause: Callable[[float], None],
         woken: Callable[[FunctionMeta, float], None],
+        usual: Callable[[], Sequence[float]],
+        ends: Callable[[], float],
     ) -> None:
         self._knowledge = knowledge
         self._starts = knowledge.starts
@@ -78,6 +90,8 @@ class Wake:
         self._since = since if doubted is None else max(since, doubted.last_refresh)
         self._pause = pause
         self._woken = woken
+        self._usual = usual
+        self._ends = ends
         self._begun = self._clock()
         self._met_unavailable = False
         flight.trouble = ProviderSilent("the provider did not answer in time")
@@ -120,14 +134,21 @@ class Wake:
         self._flight.trouble = ProviderSilent("the provider did not answer in time")
         self._querying = _Patience(self._clock)
         self._scaling = _Patience(self._clock)
-        self._polls = growing(0.005, 0.25, factor=1.2)
+        self._early_returns = growing(0.005, 0.25, factor=1.2)
         self._requests = 0
         self._requested_at = self._starts.pending(self._function)
+        asked_at = self._begun if self._requested_at is None else self._requested_at
+        self._started_at = min(asked_at, self._clock())  # another host's clock may run ahead
+        self._unwanted_for = 0.0
+        self._looked_elsewhere = -math.inf
+        self._wanted_elsewhere = False
         self._request_seen = False
         seen: ReplicaStatus | None = None
         while True:
             try:
-                meta = self._knowledge.query(self._function, lead, seen, self._scaling.trouble)
+                meta = self._knowledge.query(
+                    self._function, lead, seen, self._scaling.trouble, started_at=self._counted_from()
+                )
             except ProviderError as error:
                 seen = None
                 self._lose(self._querying, error)
@@ -185,6 +206,7 @@ class Wake:
         status = meta.status
         replicas = status.first_replicas
         self._lead.confirm()
+        started_at = self._clock()  # before the call: a provider may return when the function is ready
         try:
             self._knowledge.set_replicas(self._function, self._lead, replicas)
         except ProviderError as error:
@@ -201,6 +223,7 @@ class Wake:
         self._scaling.reset()
         self._flight.trouble = None
         again = self._starts.unseen(self._function)
+        self._started_at = started_at
         self._requested_at = self._starts.begin(self._function)
         self._requests += 1
         self._request_seen = False
@@ -209,7 +232,7 @@ class Wake:
             logger.debug("%s: requested again", self._function)
         else:
             self._knowledge.report(ScaleRequested(self._function, status.replicas, replicas))
-        self._polls = growing(0.005, 0.25, factor=1.2)
+        self._early_returns = growing(0.005, 0.25, factor=1.2)
 
     def _lose(self, patience: _Patience, error: ProviderError) -> None:
         self._flight.trouble = error
@@ -223,10 +246,42 @@ class Wake:
 
     def _wait_for_the_next(self, changed: bool) -> None:
         """Wait before the next query. A provider that watches waits by itself, unless it came back
-        without a change, too early perhaps: then the poll's pauses keep it from spinning."""
-        if not (self._knowledge.watches and changed):
-            self._sleep(self._polls)
+        without a change, too early perhaps: then pauses keep it from spinning."""
+        if not self._knowledge.watches:
+            self._pause_polling()
+        elif not changed:
+            self._sleep(self._early_returns)
         self._check_end()
+
+    def _pause_polling(self) -> None:
+        now = self._clock()
+        self._unwanted_for = 0.0
+        if self._is_wanted():
+            self._pause(polling.pause(now - self._started_at, self._usual()))
+            return
+        while self._unwanted_for < UNWANTED_PAUSE and not self._is_wanted():
+            self._pause(SLICE)
+            self._check_end()
+            self._unwanted_for = self._clock() - now
+
+    def _is_wanted(self) -> bool:
+        """Whether anybody waits, here or in another worker."""
+        now = self._clock()
+        if self._flight.is_wanted(now):
+            return True
+        if now >= self._looked_elsewhere + BEAT:  # workers report no more often
+            self._looked_elsewhere = now
+            self._wanted_elsewhere = self._lead.others_wait(self._function)
+        if self._wanted_elsewhere:
+            self._flight.wanted_until = max(self._flight.wanted_until, now)
+        return self._wanted_elsewhere
+
+    def _counted_from(self) -> float | None:
+        """From when on it is counted how long the start takes; ``None`` if none is waited for.
+
+        While nobody waits, queries are so rare that the start has probably ended halfway between two.
+        """
+        return self._started_at + self._unwanted_for / 2 if self._met_unavailable else None
 
     def _sleep(self, delays: Iterator[float]) -> None:
         self._pause(next(delays))
@@ -234,5 +289,5 @@ class Wake:
 
     def _check_end(self) -> None:
         now = self._clock()
-        if now > self._flight.until:
+        if now > self._ends():
             raise NotAvailable(self._function, now - self._begun)

@@ -593,10 +593,9 @@ class TestTheStatusUrl:
         assert told["last_starts"] == []
         assert 20 <= told["retry_after"] <= 25  # as long again
 
-    def test_it_keeps_a_start_going_as_long_as_somebody_asks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("scalezero_wsgi.scaler.LINGER", 1.0)
+    def test_it_keeps_a_start_going_as_long_as_somebody_asks(self) -> None:
         clock, gate = MovingClock(), Gate()
-        door = ScaleZeroMiddleware(App(), gate, clock=clock)
+        door = ScaleZeroMiddleware(App(), gate, clock=clock, linger=1.0)
         begin(door)
         begun = set()
         for _ in range(5):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,7 @@ from scalezero_wsgi.providers import (
     OpenFaaSProvider,
     ProcessProvider,
 )
+from tests.clock import Clock
 from tests.fakes import UP, Fleet
 from tests.test_door_waiting import STATUS, begin, state
 from tests.test_middleware import App, ask
@@ -40,8 +42,13 @@ class Engine(Fleet):
 
     own_namespace = "fn"
 
-    def __init__(self, own_namespace: str = "fn", delay: float = 0.0) -> None:
-        super().__init__(time.monotonic, delay)
+    def __init__(
+        self,
+        own_namespace: str = "fn",
+        delay: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(clock, delay)
         self.own_namespace = own_namespace
 
 
@@ -106,10 +113,11 @@ def test_it_has_one_deadline(key: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_status_is_told_under_both_names(name: str) -> None:
-    engine = Engine(delay=0.2)
-    door = ScaleZeroMiddleware(App(), engine)
+    clock = Clock()
+    door = ScaleZeroMiddleware(App(), Engine(delay=1.0, clock=clock))
     begin(door, f"/function/{name}")
     assert [state(door, each) for each in NAMES] == ["starting"] * 2
+    clock.advance(1.0)
     eventually(lambda: [state(door, each) for each in NAMES] == ["ready"] * 2)
     assert state(door, "secret.dev") == "unknown"
 

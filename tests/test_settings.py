@@ -16,7 +16,7 @@ from scalezero_wsgi.events import Event
 from scalezero_wsgi.providers import CallbackProvider
 
 NAMES = [field.name for field in dataclasses.fields(Settings)]
-DURATIONS = ["cache_expiry", "stale_for", "stale_if_error", "missing_expiry", "max_wait"]
+DURATIONS = ["cache_expiry", "stale_for", "stale_if_error", "missing_expiry", "max_wait", "linger"]
 OPTIONAL = [
     "max_waiting",
     "max_waiting_per_function",
@@ -257,6 +257,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "cache_size": 10_000,
         "max_wait": 25.0,
         "max_wait_of": {},
+        "linger": 60.0,
         "max_waiting": None,
         "max_waiting_per_function": None,
         "release_rate": None,
@@ -357,6 +358,7 @@ def test_every_setting_that_a_string_can_say_comes_from_the_environment() -> Non
         "SCALEZERO_CACHE_SIZE": "500",
         "SCALEZERO_MAX_WAIT": "1m30s",
         "SCALEZERO_MAX_WAIT_OF": "slow=40s,job.batch=5m",
+        "SCALEZERO_LINGER": "2m",
         "SCALEZERO_MAX_WAITING": "6",
         "SCALEZERO_MAX_WAITING_PER_FUNCTION": "3",
         "SCALEZERO_RELEASE_RATE": "20",
@@ -386,6 +388,7 @@ def test_every_setting_that_a_string_can_say_comes_from_the_environment() -> Non
         cache_size=500,
         max_wait=90.0,
         max_wait_of={"slow.dev": 40.0, "job.batch": 300.0},
+        linger=120.0,
         max_waiting=6,
         max_waiting_per_function=3,
         release_rate=20.0,

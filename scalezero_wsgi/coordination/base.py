@@ -100,6 +100,7 @@ class Known:
         because of a trouble.
     :param age: seconds since the provider was asked.
     :param name: tells one publication from another.
+    :param durations: seconds that the last starts took, the latest last.
     """
 
     status: ReplicaStatus | None
@@ -108,6 +109,7 @@ class Known:
     start: Start | None = None
     trouble: Trouble | None = None
     name: str = ""
+    durations: tuple[float, ...] = ()
 
     @property
     def keep(self) -> float:

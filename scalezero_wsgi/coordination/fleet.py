@@ -123,6 +123,13 @@ class Lead:
             lease = self._lease
             self._note(self._fleet.attempt(lambda store: store.renew(lease, LEASE)))
 
+    def others_wait(self, function: Function) -> bool:
+        """Whether requests of other workers wait for the function, as they last reported. A store that fails
+        tells of nobody."""
+        if self._lease is None:
+            return False
+        return self._fleet.others_wait(function)
+
     def end(self) -> None:
         """Give it back."""
         if self._lease is not None:
@@ -288,6 +295,16 @@ class Fleet:
             failed = CoordinationError(f"{type(error).__name__}: {error}")
             self._turn(True, turns, CoordinationLost(failed))
             raise failed from error
+
+    def others_wait(self, function: Function) -> bool:
+        """See :meth:`Lead.others_wait`."""
+        if self._store is None or self._lost:
+            return False
+        try:  # not use(): a row that cannot be read, as of a later release, is no reason to go on alone
+            rows = self._store.workers()
+        except Exception:  # noqa: BLE001  whatever somebody else's store may raise
+            return False
+        return any(row.waiting.get(function) for row in rows if row.worker != self.worker)
 
     def beat(self) -> None:
         """Keep the leases, and report what this worker does.

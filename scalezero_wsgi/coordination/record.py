@@ -6,6 +6,7 @@ Hosts may run different versions for a while, so a field that this one does not 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -32,7 +33,9 @@ def unpack(text: str, passed: float) -> Known | None:
     try:
         told = json.loads(text)
         parts = {name: _made(kind, told.get(name)) for name, kind in _PARTS.items()}
-        return Known(**parts, age=told["age"], name=told["name"]).after(max(0.0, passed))
+        durations = tuple(map(_duration, told.get("durations", ())))
+        known = Known(**parts, age=told["age"], name=told["name"], durations=durations)
+        return known.after(max(0.0, passed))
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
 
@@ -71,6 +74,13 @@ def _made(kind: Any, told: Mapping[str, Any] | None) -> Any:
     if told is None:
         return None
     return kind(**{field.name: told[field.name] for field in fields(kind) if field.name in told})
+
+
+def _duration(value: Any) -> float:
+    duration = float(value)
+    if not (math.isfinite(duration) and duration >= 0):
+        raise ValueError(f"{value!r} is not a duration")
+    return duration
 
 
 def _plain(value: object) -> object:

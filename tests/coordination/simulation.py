@@ -174,6 +174,7 @@ class Worker:
         self.dead = False
         self.stopped = False
         self.flights: list[Flight[FunctionMeta]] = []
+        self.waiting: dict[Function, int] = {}  # as it reports them
         clock = simulation.clock
         report = Reporter([simulation.events.append])
         self.fleet = SimulatedFleet(self, Wire(self), report, clock)
@@ -187,9 +188,11 @@ class Worker:
             jitter=lambda: 0.5,
         )
 
-    def wake(self) -> None:
-        """A request comes and waits."""
+    def wake(self, *, wanted: bool = True) -> None:
+        """A request comes, and waits; or leaves at once."""
         flight: Flight[FunctionMeta] = Flight(self.simulation.clock(), FOREVER)
+        if not wanted:
+            flight.wanted_until = self.simulation.clock()
         self.flights.append(flight)
 
         def call() -> None:
@@ -218,7 +221,7 @@ class Worker:
 
 class SimulatedFleet(Fleet):
     def __init__(self, worker: Worker, wire: Wire, report: Reporter, clock: Clock) -> None:
-        super().__init__(wire, report, clock, row=Row)
+        super().__init__(wire, report, clock, row=lambda name: Row(name, waiting=worker.waiting))
         self._simulated = worker
         self._beats = False
 

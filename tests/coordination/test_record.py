@@ -36,6 +36,7 @@ knowns = st.builds(
     st.none() | st.builds(Start, texts, seconds),
     st.none() | st.builds(Trouble, seconds, st.booleans()),
     texts,
+    st.lists(seconds, max_size=5).map(tuple),
 )
 functions = st.builds(Function, texts, texts)
 rows = st.builds(
@@ -92,7 +93,7 @@ def test_what_another_version_adds_is_passed_over() -> None:
 
 def test_what_another_version_does_not_tell_is_left_out() -> None:
     record = json.loads(pack(Known(ReplicaStatus(1, 1))))
-    del record["trouble"], record["status"]["labels"]
+    del record["trouble"], record["status"]["labels"], record["durations"]
     assert unpack(json.dumps(record), 0.0) == Known(ReplicaStatus(1, 1))
 
 
@@ -109,6 +110,10 @@ def test_what_another_version_does_not_tell_is_left_out() -> None:
         changed(status=[1]),
         changed(status={"replicas": -1, "available_replicas": 0}),
         changed(failure={"count": 1}),
+        changed(durations=1),
+        changed(durations=["x"]),
+        changed(durations=[-1]),
+        changed(durations=[float("nan")]),
     ],
 )
 def test_what_cannot_be_read_is_nothing(text: str) -> None:

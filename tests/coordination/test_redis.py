@@ -24,6 +24,7 @@ from scalezero_wsgi.coordination.base import Known, Lease, Row
 from scalezero_wsgi.coordination.redis import RedisCoordination
 from scalezero_wsgi.testing import CoordinationBench, CoordinationContract
 from tests.coordination.stores import HELLO, UP, held, tell
+from tests.coordination.test_following import check_following
 from tests.engines.engine import engine
 from tests.servers.harness import ROOT
 
@@ -134,6 +135,10 @@ class TestContract(CoordinationContract):
             notice=0.010,
             size=lambda: server.admin().dbsize(),
         )
+
+
+def test_a_follower_is_woken(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_following(RedisCoordination(server.url), RedisCoordination(server.url), monkeypatch)
 
 
 class TestKeys:

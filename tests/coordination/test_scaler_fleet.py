@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from scalezero_wsgi import FunctionFailed, FunctionNotFound, ProviderError, ReplicaStatus
+from scalezero_wsgi.coordination import CoordinationError
 from scalezero_wsgi.coordination.base import Failure, Known, Start, Trouble
 from scalezero_wsgi.coordination.fleet import BEAT, LEASE, RETELL
 from scalezero_wsgi.events import (
@@ -22,10 +23,10 @@ from scalezero_wsgi.events import (
 from scalezero_wsgi.function_cache import FunctionMeta
 from scalezero_wsgi.model import NotAvailable, ProviderSilent
 from scalezero_wsgi.outages import FIRST_PAUSE, LONGEST_PAUSE
-from scalezero_wsgi.scaler import FOLLOW
+from scalezero_wsgi.scaler import FOLLOW, LINGER
 from scalezero_wsgi.single_flight import Flight
 from scalezero_wsgi.starts import SETTLE, STABLE
-from scalezero_wsgi.wake import PROVIDER_PATIENCE, SILENT
+from scalezero_wsgi.wake import PROVIDER_PATIENCE, SILENT, UNWANTED_PAUSE
 from tests.coordination.simulation import HELLO, Engine, Simulation
 from tests.fakes import STARTING, UP, ZERO
 
@@ -167,7 +168,8 @@ class TestOneFlight:
         world.all_land()
         assert world.provider.queries == queries
         assert second.scaler._cache.get("hello") == (UP, True)
-        assert second.scaler.last_starts(HELLO) == ()  # it waited for no start
+        assert [type(event) for event in world.events].count(FunctionReady) == 1  # it waited for no start
+        assert second.scaler.last_starts(HELLO) == first.scaler.last_starts(HELLO) != ()
 
     def test_a_start_whose_leader_died_is_not_asked_for_again(self) -> None:
         world = World(2, lag=SETTLE * 0.5 + LEASE * 0.1)
@@ -775,3 +777,131 @@ def test_a_start_that_is_later_than_now_costs_nothing_but_time() -> None:
     wake_all(world)
     world.all_land()
     assert isinstance(outcomes(world)[0], FunctionMeta)
+
+
+class TestHowLongStartsTake:
+    def test_one_that_leads_for_the_first_time_knows_it(self) -> None:
+        world = World(2, delay=3.0)
+        first, second = world.workers
+        for _ in range(3):
+            first.wake()
+            world.all_land()
+            world.provider.zero()
+            world.pass_time(EXPIRY * 2)
+        known = first.scaler.last_starts(HELLO)
+        assert len(known) == 3
+        world.crash(first)
+        queries = world.provider.queries
+        second.wake()
+        world.until(lambda: bool(second.fleet.leads))
+        assert second.scaler.last_starts(HELLO) == known
+        world.pass_time(2.5)
+        assert world.provider.queries - queries < 10  # it need not ask often yet
+        world.all_land()
+        assert second.scaler.last_starts(HELLO)[:-1] == known
+
+    def test_it_is_the_leaders_measure_that_counts(self) -> None:
+        world = World(2, delay=3.0)
+        first, second = world.workers
+        first.wake()
+        world.pass_time(2.0)
+        second.wake()
+        world.all_land()
+        (took,) = second.scaler.last_starts(HELLO)
+        assert took == pytest.approx(3.0, abs=0.2)
+        assert first.scaler.last_starts(HELLO) == (took,) == world.known().durations
+
+    def test_a_leader_of_an_earlier_release_does_not_tell(self) -> None:
+        world = World(1)
+        (worker,) = world.workers
+        world.told(Known(STARTING, durations=(1.0, 2.0)))
+        worker.refresh()
+        world.all_land()
+        world.told(Known(STARTING))
+        worker.refresh()
+        world.all_land()
+        assert worker.scaler.last_starts(HELLO) == (1.0, 2.0)
+
+
+class TestNobodyWaits:
+    """A leader whose own request has left."""
+
+    def leads(self, workers: int = 1) -> World:
+        world = World(workers, delay=20.0)
+        world.workers[0].wake(wanted=False)
+        world.until(lambda: len(world.provider.sets) == 1)
+        return world
+
+    def test_it_asks_rarely(self) -> None:
+        world = self.leads()
+        queries = world.provider.queries
+        world.pass_time(18.0)
+        assert world.provider.queries - queries <= 18.0 / UNWANTED_PAUSE + 2
+
+    def test_but_not_while_a_request_waits_in_another_worker(self) -> None:
+        world = self.leads(2)
+        second = world.workers[1]
+        second.waiting = {HELLO: 1}
+        second.wake()
+        begun = world.clock()
+        world.pass_time(10.0)
+        queries = world.provider.queries
+        world.pass_time(5.0)
+        assert world.provider.queries - queries >= 7
+        world.all_land()
+        assert world.clock() - begun <= 21.0
+
+    def test_one_that_comes_there_later_is_noticed_within_two_beats(self) -> None:
+        world = self.leads(2)
+        second = world.workers[1]
+        second.refresh()  # its heart beats from now on
+        world.pass_time(5.0)
+        queries = world.provider.queries
+        second.waiting = {HELLO: 1}
+        world.until(lambda: world.provider.queries > queries + 1, UNWANTED_PAUSE)
+
+    def test_it_looks_there_once_a_beat_at_most(self) -> None:
+        world = self.leads(2)
+        looks: list[float] = []
+        workers = world.store.workers
+
+        def note() -> object:
+            looks.append(world.clock())
+            return workers()
+
+        world.store.workers = note  # type: ignore[assignment, method-assign]
+        world.pass_time(10.0)
+        assert looks
+        assert all(later - earlier >= BEAT for earlier, later in itertools.pairwise(looks))
+
+    def test_its_own_row_does_not_count(self) -> None:
+        world = self.leads()
+        world.workers[0].waiting = {HELLO: 1}  # it has left since the last report
+        queries = world.provider.queries
+        world.pass_time(9.0)
+        assert world.provider.queries - queries <= 9.0 / UNWANTED_PAUSE + 2
+
+    def test_a_store_that_does_not_tell_who_waits_tells_of_nobody(self) -> None:
+        world = self.leads(2)
+
+        def fail() -> object:
+            raise CoordinationError("a worker's row cannot be read")
+
+        world.store.workers = fail  # type: ignore[assignment, method-assign]
+        queries = world.provider.queries
+        world.pass_time(9.0)
+        assert world.provider.queries - queries <= 9.0 / UNWANTED_PAUSE + 2
+        assert world.workers[0].fleet.joined
+        assert not [event for event in world.events if isinstance(event, CoordinationLost)]
+
+    def test_when_it_ends_one_that_still_waits_takes_over(self) -> None:
+        world = World(2, delay=LINGER + 20.0)
+        first, second = world.workers
+        first.wake(wanted=False)
+        world.until(lambda: len(world.provider.sets) == 1)
+        second.wake()
+        world.until(lambda: first.flights[0].wait(0), LINGER + 5.0)
+        world.all_land()
+        assert outcome(first.flights[0]) is NotAvailable
+        assert isinstance(outcome(second.flights[0]), FunctionMeta)
+        assert len(world.provider.sets) == 1

@@ -14,8 +14,8 @@ from scalezero_wsgi.coordination.fleet import BEAT, LEASE
 from scalezero_wsgi.events import ScaleRequested
 from scalezero_wsgi.scaler import FOLLOW
 from scalezero_wsgi.starts import SETTLE
-from scalezero_wsgi.wake import PROVIDER_PATIENCE
-from tests.coordination.simulation import Simulation, Task, Worker
+from scalezero_wsgi.wake import PROVIDER_PATIENCE, SLICE
+from tests.coordination.simulation import FOREVER, Simulation, Task, Worker
 
 WORKERS = st.integers(0, 3)
 SOAK = int(os.environ.get("SCALEZERO_SOAK", "200"))
@@ -85,6 +85,12 @@ class Calm(RuleBasedStateMachine):
     def busy(self) -> bool:
         return any(task.name != "heart" for task in self.world.tasks)
 
+    @rule(indices=st.sets(WORKERS, min_size=1))
+    def requests_leave(self, indices: set[int]) -> None:
+        for worker in map(self.alive, indices):
+            for flight in worker.flights:
+                flight.wanted_until = min(flight.wanted_until, self.world.clock())
+
     @rule()
     def wake_ups_are_lost(self) -> None:
         for task in self.world.tasks:
@@ -130,7 +136,10 @@ class Calm(RuleBasedStateMachine):
 
     def no_waiter_is_left_behind(self) -> None:
         world = self.world
-        landed = world.run(lambda: not self.busy(), self.bound)
+        for worker in world.workers:
+            for flight in worker.flights:  # others come for those who have left
+                flight.wanted_until = FOREVER
+        landed = world.run(lambda: not self.busy(), self.bound + SLICE)
         assert landed, [(task.worker.name, task.name) for task in world.tasks]
         for worker in world.workers:
             for flight in worker.flights:
