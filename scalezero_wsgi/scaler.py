@@ -215,11 +215,14 @@ class FunctionScaler:
         if not self._refreshes.under_way(function):
             self._look(function)
 
-    def stale_if_error(self, function: Function) -> FunctionMeta | None:
+    def stale_if_error(self, function: Function, since: float = -math.inf) -> FunctionMeta | None:
         """The entry of a function last seen up whose provider fails, or has been silent for a second: it is
-        to be served. Has it asked for again in the background. Never blocks."""
+        to be served. Has it asked for again in the background. Never blocks.
+
+        :param since: take no answer to a question asked before that moment.
+        """
         meta = self._cache.last_seen_up(function)
-        if meta is None:
+        if meta is None or meta.last_refresh < since:
             return None
         if self._outages.since(function) is None:
             flight = self._refreshes.flight(function)
@@ -230,11 +233,10 @@ class FunctionScaler:
         self._outages.serve(function)
         return meta
 
-    def give_way(self, function: Function, error: ProviderError) -> None:
-        """Note that a function last seen up is served, since its provider was just seen to fail."""
-        if self._outages.since(function) is None:
+    def provider_failed(self, function: Function, error: ProviderError) -> None:
+        """Note that the provider was seen to fail for a function last seen up."""
+        if self._outages.since(function) is None and self._cache.last_seen_up(function) is not None:
             self._outages.failed(function, error)
-        self._outages.serve(function)
 
     def patience(self, function: Function) -> float:
         """Seconds for which it makes sense to wait for the provider: few when it has failed for long."""

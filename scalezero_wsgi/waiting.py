@@ -145,18 +145,9 @@ class Waiting:
 
         look = _look(environ)
         try:
-            meta = self._scaler.ensure_available(
-                function, deadline(), since=since, wait=self._waiter(function, deadline, look)
-            )
+            meta = self._available(function, since, deadline, look)
             self._release_gradually(meta, arrived, deadline(), look)
-        except (NotAvailable, ProviderError) as error:
-            stale = self._last_seen_up(function, since)
-            if stale is not None:
-                silent = ProviderSilent("the provider does not answer")
-                self._scaler.give_way(function, error if isinstance(error, ProviderError) else silent)
-                return stale
-            if not isinstance(error, (NotAvailable, ProviderSilent)):
-                raise
+        except (NotAvailable, ProviderSilent) as error:
             max_wait = self.max_wait(function)
             shortened = wish != "page" and at_most < max_wait
             if wish == "respond-async" or (wish == "page" and at_most <= max_wait):
@@ -169,19 +160,36 @@ class Waiting:
             raise
         return meta
 
+    def _available(
+        self, function: Function, since: float, deadline: Callable[[], float], look: Callable[[], None]
+    ) -> FunctionMeta:
+        try:
+            return self._scaler.ensure_available(
+                function, deadline(), since=since, wait=self._waiter(function, deadline, look)
+            )
+        except ProviderError as error:
+            if not isinstance(error, ProviderSilent):  # whoever waits for less than a second meets silence
+                self._scaler.provider_failed(function, error)
+            stale = self._scaler.stale_if_error(function, since)
+            if stale is None:
+                raise
+            return stale
+
     def _without_a_place(
         self, function: Function, wish: str | None, arrived: float, since: float
     ) -> FunctionMeta:
         """Answer a request that may not wait for a start: it is refused only if there has to be one."""
-        asked_after = max(since, arrived - self._cache.expiry)
-        error = self._ask(function, arrived, asked_after)
+        before, fresh = self._cache.find(function), max(since, arrived - self._cache.expiry)
+        error = self._ask(function, arrived, fresh)
         meta = self._cache.find(function)
-        if meta is not None and meta.available and meta.last_refresh >= asked_after:
+        told = meta is not None and (meta is not before or meta.last_refresh >= fresh)
+        if meta is not None and told and meta.available and meta.last_refresh >= since:
             return meta
-        stale = self._last_seen_up(function, since)
-        if stale is not None and error is not None:
-            self._scaler.give_way(function, error)
-            return stale
+        if error is not None:
+            self._scaler.provider_failed(function, error)
+            stale = self._scaler.stale_if_error(function, since)
+            if stale is not None:
+                return stale
         if self._cache.is_missing(function):
             raise FunctionNotFound(*function)
         if wish == "respond-async":  # needs no place
@@ -215,10 +223,6 @@ class Waiting:
         if not flight.starting and self._clock() >= flight.begun + SILENT:
             return ProviderSilent("the provider does not answer")
         return None
-
-    def _last_seen_up(self, function: Function, since: float) -> FunctionMeta | None:
-        meta = self._cache.last_seen_up(function)
-        return meta if meta is not None and meta.last_refresh >= since else None
 
     def _still_starting(
         self, function: Function, arrived: float, wish: str, shortened: bool = False
@@ -267,6 +271,7 @@ class Waiting:
                     return False
                 failing, stale = self._failing(flight), self._cache.last_seen_up(function)
                 if failing is not None and stale is not None and stale.last_refresh < flight.begun:
+                    self._scaler.provider_failed(function, failing)
                     raise failing
                 if self._clock() >= joined_at + self._scaler.patience(function):
                     raise failing or ProviderSilent("the provider does not answer")

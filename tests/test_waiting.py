@@ -86,7 +86,9 @@ class Bench:
         self, provider: Provider, clock: Callable[[], float] = time.monotonic, **settings: Any
     ) -> None:
         self.settings = Settings(**{"max_wait": LONG, **settings})
-        self.cache = FunctionCache(self.settings.cache_expiry, clock=clock)
+        self.cache = FunctionCache(
+            self.settings.cache_expiry, stale_if_error=self.settings.stale_if_error, clock=clock
+        )
         self.scaler = FunctionScaler(provider, self.cache, clock=clock)
         self.waiting = Waiting(self.scaler, self.cache, self.settings, clock)
         self.clock = clock
@@ -939,6 +941,17 @@ class TestLookingUp:
         assert 0 < sum(looks.values()) < 50 * 4
 
 
+def test_who_waits_no_time_is_not_served_for_a_provider_that_has_not_answered_yet() -> None:
+    """It has not failed, nor been silent for a second."""
+    clock, gate = MovingClock(), threading.Event()
+    bench = Bench(ScriptedProvider(UP, lambda: UP if gate.wait(PATIENCE) else ZERO), clock)
+    bench.hold()
+    clock.advance(60.0)
+    with pytest.raises(NotAvailable):
+        bench.hold(prefer="wait=0")
+    gate.set()
+
+
 class TestReleaseRate:
     @staticmethod
     def scene(rate: float | None, number: int, **settings: Any) -> tuple[Bench, list[Request], float]:
@@ -988,6 +1001,11 @@ class TestReleaseRate:
                 assert outcome.retry_after > 0.5
             else:
                 assert request.taken < 1.1  # the issue's own bound
+
+    def test_who_has_no_turn_is_not_taken_for_one_whose_provider_fails(self) -> None:
+        _, requests, _ = self.scene(1, 5, max_wait=1.0, stale_if_error=600.0)
+        outcomes = [request.outcome() for request in requests]
+        assert sum(isinstance(outcome, NotAvailable) for outcome in outcomes) >= 3
 
     def test_who_cannot_wait_for_a_turn_leaves_it_to_others(self) -> None:
         gate, clock = Gate(), MovingClock()
