@@ -8,20 +8,17 @@ say when the next one will probably end: queries are rare before that time and c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 LONGEST = 1.0
 """Seconds that no pause exceeds while somebody waits."""
 
-DENSE = 0.016
+DENSE = 0.015
 """Seconds between two queries around the expected time, at the most."""
 
 NEAR = 0.04
 """The least part of the shortest start by which the expected time is widened to both sides, for the last
 starts were themselves only seen at the next query."""
-
-TOP = 0.82
-"""Where the expected time is long, queries are close together in its upper part only, from this part of its
-end on. The later a start ends, the fewer queries there are in vain before it: there they help most."""
 
 LATE = 0.1
 """Seconds that no pause exceeds after the expected time."""
@@ -42,9 +39,11 @@ def pause(elapsed: float, known: Sequence[float]) -> float:
         return min(LATE, dense + 0.03 * (elapsed - end))
     if elapsed < begin:  # it may be faster than ever, as with an image that is on the host by now
         return min(LONGEST, 0.1 + 0.35 * elapsed, max(dense, begin - elapsed))
-    dense_from = min(starts[(len(starts) - 1) // 2], max(begin, TOP * end))
+    # Only from about the mean on are they close together: the later a start ends, the fewer other starts ask
+    # in vain at that time.
+    dense_from = max(begin, 0.97 * fmean(starts) - 0.1 * (starts[-1] - starts[0]))
     if elapsed < dense_from:
-        return max(dense, min(0.02 * elapsed, dense_from - elapsed))
+        return max(dense, min(LONGEST, 0.02 * elapsed, dense_from - elapsed))
     return dense
 
 
