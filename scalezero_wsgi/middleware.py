@@ -219,7 +219,12 @@ class ScaleZeroMiddleware:
     def _progress(self, function: Function) -> Progress:
         begun = self.scaler.begun_at(function)
         elapsed = 0.0 if begun is None else self._clock() - begun
-        return Progress(elapsed, self.scaler.last_starts(function), self.scaler.time_left(function))
+        return Progress(
+            elapsed,
+            self.scaler.last_starts(function),
+            self.scaler.time_left(function),
+            self.scaler.expected_start(function) or 0.0,
+        )
 
     def _pass_down_if_warm(
         self, environ: WSGIEnvironment, start_response: StartResponse, function: Function, path: str

@@ -33,6 +33,7 @@ from scalezero_wsgi.model import StillStarting
 from scalezero_wsgi.pages import Pages, Progress
 from scalezero_wsgi.providers import CallbackProvider
 from scalezero_wsgi.responses import Answers
+from scalezero_wsgi.starts import median
 
 HELLO = Function("hello", "dev")
 BASE = "/function/.scalezero/"
@@ -48,6 +49,10 @@ NAVIGATION = {"Accept": "text/html,*/*;q=0.8", "Sec-Fetch-Mode": "navigate"}
 WAKING = StillStarting(HELLO, 2.0, 4.2, "page")
 STARTS = (8.2, 7.9, 12.0)
 MARKUP = "<script>alert('x')</script>\"&amp;</p><img src=x onerror=alert(1)>$status ${x}"
+
+
+def progress(elapsed: float, starts: tuple[float, ...], left: float) -> Progress:
+    return Progress(elapsed, starts, left, median(starts) or 0.0)
 
 
 class Page(HTMLParser):
@@ -94,7 +99,7 @@ class Page(HTMLParser):
 def waking(
     function: Function = HELLO, root: str = "", elapsed: float = 3.4, starts: tuple[float, ...] = STARTS
 ) -> Page:
-    return Page(PAGES.waking(root, function, Progress(elapsed, starts, 4.2)))
+    return Page(PAGES.waking(root, function, progress(elapsed, starts, 4.2)))
 
 
 def problem(detail: str, again: bool = True) -> Page:
@@ -164,7 +169,7 @@ def test_durations_are_in_words(seconds: float, words: str) -> None:
 def test_any_durations_make_a_page_whose_numbers_are_in_range(
     elapsed: float, starts: tuple[float, ...], left: float
 ) -> None:
-    page = Page(PAGES.waking("", HELLO, Progress(elapsed, starts, left)))
+    page = Page(PAGES.waking("", HELLO, progress(elapsed, starts, left)))
     for tag, attributes in page.elements:
         if tag == "rect":
             assert 0 < float(attributes["height"] or 0) <= 56
@@ -229,7 +234,7 @@ def test_a_failure_is_in_the_same_dress_without_a_script_or_a_load_of_its_own() 
 def respond(error: ScaleZeroError, pages: Pages = PAGES, method: str = "GET", **headers: str) -> TestResponse:
     def app(environ: Any, start_response: Any) -> Any:
         answers = Answers(pages, jitter=lambda: 0.5)
-        return answers.respond(error, environ, HELLO, Progress(3.4, STARTS, 4.2))(environ, start_response)
+        return answers.respond(error, environ, HELLO, progress(3.4, STARTS, 4.2))(environ, start_response)
 
     return Client(app).open(method=method, headers=headers or NAVIGATION)
 
@@ -375,7 +380,7 @@ def test_a_template_may_use_every_placeholder_that_is_documented_and_is_read_onc
     path = own(tmp_path, "$$" + "".join(f"<{name}>${name}</{name}>" for name in names))
     pages = Pages(BASE, path)
     Path(path).unlink()
-    text = pages.waking("", HELLO, Progress(3.4, STARTS, 4.2))
+    text = pages.waking("", HELLO, progress(3.4, STARTS, 4.2))
     values = {name: text.partition(f"<{name}>")[2].partition(f"</{name}>")[0] for name in names}
     assert text.startswith("$<")
     assert (values["function"], values["elapsed"], values["expected"]) == ("hello.dev", "3.4", "8.2")

@@ -65,16 +65,13 @@ class Progress:
     :param elapsed: seconds since it began, as far as this process knows.
     :param last_starts: how long the last ones took, in seconds, the latest last.
     :param retry_after: seconds that this one will probably still take.
+    :param expected: seconds that a start usually takes; 0 when that is not known.
     """
 
     elapsed: float
     last_starts: tuple[float, ...]
     retry_after: float
-
-    @property
-    def expected(self) -> float:
-        """The median of the last starts, in seconds; 0 when there was none."""
-        return sorted(self.last_starts)[len(self.last_starts) // 2] if self.last_starts else 0.0
+    expected: float = 0.0
 
 
 NO_PROGRESS = Progress(0.0, (), 1.0)
