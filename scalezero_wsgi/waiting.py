@@ -1,7 +1,7 @@
 """May this request wait, and until when?
 
-A held request takes one of the worker's places. So only some may wait, each has a deadline, and each looks
-up now and then: has its client gone, is the worker told to stop?
+A held request takes one of the worker's places. So only some may wait, each has a deadline, and for each it
+is looked up now and then: has its client gone, is the worker told to stop?
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .bounded import Bounded
 from .client import gone_check
 from .durations import seconds
 from .function_cache import FunctionCache, FunctionMeta
+from .lookout import Lookout
 from .model import (
     ClientGone,
     Function,
@@ -36,12 +37,6 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
     from .settings import Settings
-
-LOOK_EVERY = 0.1
-"""Seconds between two looks of a waiting request at its client and its worker."""
-
-BUSY = 500
-"""Waiting requests from which on each looks less often, so that the looks do not take the processor."""
 
 GRACE = 0.1
 """Seconds in which a function of which nothing is known may prove to be available, before its client gets the
@@ -99,6 +94,7 @@ class Waiting:
         self._settings = settings
         self._clock = clock
         self._places: PerProcess[_Places] = PerProcess(_Places)
+        self._lookout: PerProcess[Lookout] = PerProcess(Lookout)
         self._next_release: Bounded[Function, float] = Bounded(settings.cache_size)
         middleware_made(max([settings.max_wait, *settings.max_wait_of.values()]))
 
@@ -217,20 +213,24 @@ class Waiting:
         self, function: Function, deadline: Callable[[], float], look: Callable[[], None]
     ) -> Callable[[Flight[FunctionMeta]], bool]:
         def wait(flight: Flight[FunctionMeta]) -> bool:
-            while True:
-                if flight.wait(min(self._pause(), deadline() - self._clock())):
-                    return True
+            def look_up() -> bool:
+                """Whether to wait on."""
                 until = deadline()
                 if self._clock() >= until:
                     return False
                 look()
-                if until > flight.until:  # a label allows more than the setting with which we joined
+                if until > flight.until and not flight.landed():
+                    # A label allows more than the setting with which we joined.
                     self._scaler.start(function, until)
+                return True
+
+            with self._lookout.get().watch(look_up) as sleeper:
+                while not flight.wait(deadline() - self._clock(), sleeper):
+                    if not look_up():
+                        return False
+            return True
 
         return wait
-
-    def _pause(self) -> float:
-        return LOOK_EVERY * max(1.0, self.waiting() / BUSY)
 
     def _release_gradually(
         self, meta: FunctionMeta, arrived: float, deadline: float, look: Callable[[], None]
@@ -256,10 +256,18 @@ class Waiting:
         self._next_release.change(meta.function, take)
         if turn > max(now, deadline):
             raise NotAvailable(meta.function, now - arrived, turn - now)
-        while (left := turn - self._clock()) > (pause := self._pause()):
-            time.sleep(pause)
+        if turn <= now:
+            return
+
+        def look_up() -> bool:
             look()
-        time.sleep(max(0.0, left))
+            return True
+
+        with self._lookout.get().watch(look_up) as sleeper:
+            sleeper.sleep(turn - self._clock())
+            while (left := turn - self._clock()) > 0:  # woken before its turn
+                look()
+                sleeper.sleep(left)
 
 
 def _look(environ: WSGIEnvironment) -> Callable[[], None]:
