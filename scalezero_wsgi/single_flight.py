@@ -6,8 +6,10 @@ a deadline of its own. Whoever goes away leaves the flight to the others.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -16,6 +18,30 @@ from .per_process import PerProcess
 
 K = TypeVar("K")
 T = TypeVar("T")
+
+
+ABREAST = 16
+"""Waiters that are woken at once; each wakes another. Fewer lag behind on a busy machine, where a chain of
+single wake-ups waits for the processor at every link; many fight for the interpreter's lock."""
+
+
+class Sleeper:
+    """Somebody who waits, and may be woken from several sides."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def sleep(self, timeout: float) -> None:
+        """Block until woken, at most ``timeout`` seconds; not at all if woken already."""
+        self._lock.acquire(timeout=min(max(0.0, timeout), threading.TIMEOUT_MAX))
+
+    def wake(self) -> None:
+        """End the sleep, or the next one."""
+        with contextlib.suppress(RuntimeError):  # has been woken already
+            self._lock.release()
 
 
 class Flight(Generic[T]):
@@ -31,7 +57,7 @@ class Flight(Generic[T]):
     """
 
     __slots__ = (
-        *("_error", "_landed", "_value", "begun", "starting"),
+        *("_error", "_landed", "_sleepers", "_value", "begun", "starting"),
         *("trouble", "until", "waiters", "wanted_until"),
     )
 
@@ -42,9 +68,14 @@ class Flight(Generic[T]):
         self.wanted_until = until
         self.trouble: Exception | None = None
         self.starting = False
-        self._landed = threading.Event()
+        self._landed = False
+        self._sleepers: deque[Sleeper] = deque()
         self._value: T
         self._error: BaseException | None = None
+
+    def landed(self) -> bool:
+        """Whether it has ended."""
+        return self._landed
 
     def leave(self, waiter: object, now: float) -> None:
         """One of those who waited waits no longer."""
@@ -55,11 +86,24 @@ class Flight(Generic[T]):
         """Whether anybody waits for the outcome, or has said that it is of interest."""
         return bool(self.waiters) or now <= self.wanted_until
 
-    def wait(self, timeout: float) -> bool:
-        """Wait at most ``timeout`` seconds; whether the flight has ended."""
-        # gevent's Event (26.9) must not be waited for once it is set: when the last of those who wait
-        # times out between set() and the wake-up, the rest is left without either.
-        return self._landed.is_set() or self._landed.wait(max(0.0, timeout))
+    def wait(self, timeout: float, sleeper: Sleeper | None = None) -> bool:
+        """Wait at most ``timeout`` seconds, or until ``sleeper`` is woken; whether the flight has ended."""
+        if self.landed():
+            return True
+        sleeper = sleeper or Sleeper()
+        self._sleepers.append(sleeper)
+        try:
+            if not self.landed():  # else nobody might be left to wake us
+                sleeper.sleep(timeout)
+        finally:
+            if not self.landed():
+                with contextlib.suppress(ValueError):
+                    self._sleepers.remove(sleeper)
+            # Asked anew, for it may just have landed. Whoever leaves then wakes another, even if nobody woke
+            # it: its own wake-up may be under way, and must not be lost for those behind it.
+            if self.landed():
+                self._wake_next()
+        return self.landed()
 
     def result(self) -> T:
         """The outcome of a flight that has ended; the leader's error is raised."""
@@ -76,8 +120,18 @@ class Flight(Generic[T]):
             self._error = error
 
     def land(self) -> None:
-        """Release everyone who waits."""
-        self._landed.set()
+        """Release everyone who waits, about in the order in which they came.
+
+        A few are woken here, and each wakes the next. A thousand threads that are woken at once take several
+        times as long, for each asks for the interpreter's lock every 5 ms until it gets it.
+        """
+        self._landed = True
+        for _ in range(ABREAST):
+            self._wake_next()
+
+    def _wake_next(self) -> None:
+        with contextlib.suppress(IndexError):
+            self._sleepers.popleft().wake()
 
 
 class _Flights(Generic[K, T]):

@@ -1,7 +1,7 @@
 """May this request wait, and until when?
 
-A held request takes one of the worker's places. So only some may wait, each has a deadline, and each looks
-up now and then: has its client gone, is the worker told to stop?
+A held request takes one of the worker's places. So only some may wait, each has a deadline, and for each it
+is looked up now and then: has its client gone, is the worker told to stop?
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .bounded import Bounded
 from .client import gone_check
 from .durations import label_seconds
 from .function_cache import FunctionCache, FunctionMeta
+from .lookout import Lookout
 from .model import (
     ClientGone,
     Function,
@@ -39,15 +40,12 @@ if TYPE_CHECKING:
 
     from .settings import Settings
 
-LOOK_EVERY = 0.1
-"""Seconds between two looks of a waiting request at its client and its worker."""
-
-BUSY = 500
-"""Waiting requests from which on each looks less often, so that the looks do not take the processor."""
-
 GRACE = 0.1
 """Seconds in which a function of which nothing is known may prove to be available, before its client gets the
 page, a 202 or, where all places are taken, a refusal."""
+
+NOTICE = 0.02
+"""Seconds in which a request without a place notices that its function has to start."""
 
 MAX_WAIT_LABEL = "scalezero.max-wait"
 
@@ -101,6 +99,7 @@ class Waiting:
         self._settings = settings
         self._clock = clock
         self._places: PerProcess[_Places] = PerProcess(_Places)
+        self._lookout: PerProcess[Lookout] = PerProcess(Lookout)
         self._next_release: Bounded[Function, float] = Bounded(settings.cache_size)
         middleware_made(max([settings.max_wait, *settings.max_wait_of.values()]))
 
@@ -212,7 +211,7 @@ class Waiting:
             left = arrived + (SILENT if up else GRACE) - self._clock()
             if flight is None:
                 return self._scaler.look(function, left)
-            if flight.starting or left <= 0 or flight.wait(min(LOOK_EVERY / 5, left)):
+            if flight.starting or left <= 0 or flight.wait(min(NOTICE, left)):
                 return self._failing(flight)
 
     def _failing(self, flight: Flight[FunctionMeta]) -> ProviderError | None:
@@ -263,9 +262,9 @@ class Waiting:
     ) -> Callable[[Flight[FunctionMeta]], bool]:
         def wait(flight: Flight[FunctionMeta]) -> bool:
             joined_at = self._clock()
-            while True:
-                if flight.wait(min(self._pause(), deadline() - self._clock())):
-                    return True
+
+            def look_up() -> bool:
+                """Whether to wait on."""
                 until = deadline()
                 if self._clock() >= until:
                     return False
@@ -276,13 +275,18 @@ class Waiting:
                 if self._clock() >= joined_at + self._scaler.patience(function):
                     raise failing or ProviderSilent("the provider does not answer")
                 look()
-                if until > flight.until:  # a label allows more than the setting with which we joined
+                if until > flight.until and not flight.landed():
+                    # A label allows more than the setting with which we joined.
                     self._scaler.prolong(function, flight, until)
+                return True
+
+            with self._lookout.get().watch(look_up) as sleeper:
+                while not flight.wait(deadline() - self._clock(), sleeper):
+                    if not look_up():
+                        return False
+            return True
 
         return wait
-
-    def _pause(self) -> float:
-        return LOOK_EVERY * max(1.0, self.waiting() / BUSY)
 
     def _release_gradually(
         self, meta: FunctionMeta, arrived: float, deadline: float, look: Callable[[], None]
@@ -308,10 +312,18 @@ class Waiting:
         self._next_release.change(meta.function, take)
         if turn > max(now, deadline):
             raise NotAvailable(meta.function, now - arrived, turn - now)
-        while (left := turn - self._clock()) > (pause := self._pause()):
-            time.sleep(pause)
+        if turn <= now:
+            return
+
+        def look_up() -> bool:
             look()
-        time.sleep(max(0.0, left))
+            return True
+
+        with self._lookout.get().watch(look_up) as sleeper:
+            sleeper.sleep(turn - self._clock())
+            while (left := turn - self._clock()) > 0:  # woken before its turn
+                look()
+                sleeper.sleep(left)
 
 
 def _look(environ: WSGIEnvironment) -> Callable[[], None]:

@@ -8,11 +8,12 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
 from scalezero_wsgi import TooManyWaiting
-from scalezero_wsgi.single_flight import Flight, SingleFlight
+from scalezero_wsgi.single_flight import ABREAST, Flight, SingleFlight, Sleeper
 from tests.clock import Clock
 
 PATIENCE = 30.0
@@ -127,6 +128,95 @@ def test_who_comes_after_a_flight_has_landed_starts_another() -> None:
     single = flights()
     assert outcome(single.join("a", lambda _: 1, later())) == 1
     assert outcome(single.join("a", lambda _: 2, later())) == 2
+
+
+class Noted(Sleeper):
+    """Says that it sleeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asleep = threading.Event()
+
+    def sleep(self, timeout: float) -> None:
+        self.asleep.set()
+        super().sleep(timeout)
+
+
+class Leaver(Noted):
+    """Leaves when it is told to, as on a signal, whether or not it has been woken."""
+
+    def __init__(self, leave: threading.Event) -> None:
+        super().__init__()
+        self._leave = leave
+
+    def sleep(self, timeout: float) -> None:
+        self.asleep.set()
+        assert self._leave.wait(PATIENCE)
+        raise SystemExit
+
+
+def test_those_who_leave_at_the_landing_leave_the_wake_up_to_those_behind_them() -> None:
+    flight = Flight[object](0.0, 60.0)
+    leave = threading.Event()
+    ended: list[bool] = []
+
+    def wait(sleeper: Sleeper) -> None:
+        with suppress(SystemExit):
+            ended.append(flight.wait(PATIENCE, sleeper))
+
+    threads = []
+    for number in range(3 * ABREAST):
+        sleeper = Leaver(leave) if number < 2 * ABREAST else Noted()
+        threads.append(threading.Thread(target=wait, args=(sleeper,)))
+        threads[-1].start()
+        assert sleeper.asleep.wait(PATIENCE)
+    begun = time.monotonic()
+    flight.land()
+    leave.set()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert time.monotonic() - begun < PATIENCE / 2
+    assert ended == [True] * ABREAST
+
+
+def test_only_a_few_are_woken_at_once() -> None:
+    """Threads that are all woken by the one who lands fight for the interpreter's lock."""
+    woken = 0
+
+    class Counting(Noted):
+        def wake(self) -> None:
+            nonlocal woken
+            woken += threading.current_thread() is threading.main_thread()
+            super().wake()
+
+    flight = Flight[object](0.0, 60.0)
+    sleepers = [Counting() for _ in range(100)]
+    threads = [threading.Thread(target=flight.wait, args=(PATIENCE, each)) for each in sleepers]
+    for thread, sleeper in zip(threads, sleepers, strict=True):
+        thread.start()
+        assert sleeper.asleep.wait(PATIENCE)
+    flight.land()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert woken <= ABREAST
+
+
+def test_a_waiter_may_be_woken_early_and_twice_and_waits_again() -> None:
+    flight = Flight[object](0.0, 60.0)
+    sleeper = Sleeper()
+    sleeper.wake()
+    sleeper.wake()
+    assert not flight.wait(PATIENCE, sleeper)
+    assert not flight.wait(0.01, sleeper)
+    flight.land()
+    assert flight.wait(0.0, sleeper)
+
+
+def test_a_flight_keeps_nothing_of_those_who_have_left() -> None:
+    flight = Flight[object](0.0, 60.0)
+    for _ in range(3):
+        assert not flight.wait(0.0)
+    assert not flight._sleepers
 
 
 def test_each_waiter_of_an_error_begins_its_traceback_anew() -> None:

@@ -928,7 +928,7 @@ class TestLookingUp:
     def test_each_of_very_many_looks_less_often(
         self, server: Server, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("scalezero_wsgi.waiting.BUSY", 10)
+        monkeypatch.setattr("scalezero_wsgi.lookout.LOOKS", 100)
         looks: Counter[int] = Counter()
         server.keep_alive = lambda: looks.update([threading.get_ident()])
         gate = Gate()
@@ -939,6 +939,46 @@ class TestLookingUp:
         assert kinds(requests) == {FunctionMeta: 50}
         # Every 0.5 s instead of every 0.1 s; a few came before the others.
         assert 0 < sum(looks.values()) < 50 * 4
+        assert len(looks) == 1  # thread, for all of them
+
+    def test_a_deadline_that_a_label_brings_nearer_is_kept(self) -> None:
+        gate = Gate()
+        bench = Bench(gate)
+        (request,) = bench.fill(1)
+        gate.status = replace(gate.status, labels={MAX_WAIT_LABEL: "300ms"})
+        assert isinstance(request.outcome(), NotAvailable)
+        assert request.taken < SOON
+        bench.assert_empty()
+
+    def test_where_no_thread_can_be_started_nobody_waits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        gate = Gate()
+        bench = Bench(gate)
+        start = threading.Thread.start
+
+        def refuse(thread: threading.Thread) -> None:
+            if thread.name == "scalezero-lookout":
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        assert isinstance(bench.begin().outcome(), TooManyWaiting)
+        bench.assert_empty()
+        monkeypatch.undo()
+        gate.opened.set()
+        assert served(bench.begin().outcome())
+
+    def test_the_thread_that_looks_ends_when_nobody_waits_any_more(self) -> None:
+        def looking() -> int:
+            return sum(thread.name == "scalezero-lookout" for thread in threading.enumerate())
+
+        eventually(lambda: not looking())
+        gate = Gate()
+        bench = Bench(gate)
+        requests = bench.fill(20)
+        assert looking() == 1
+        gate.opened.set()
+        assert kinds(requests) == {FunctionMeta: 20}
+        eventually(lambda: not looking())
 
 
 def test_who_waits_no_time_is_not_served_for_a_provider_that_has_not_answered_yet() -> None:
