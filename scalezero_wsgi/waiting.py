@@ -215,12 +215,13 @@ class Waiting:
         def wait(flight: Flight[FunctionMeta]) -> bool:
             def look_up() -> bool:
                 """Whether to wait on."""
+                if flight.landed():  # our turn to be woken comes
+                    return True
                 until = deadline()
                 if self._clock() >= until:
                     return False
                 look()
-                if until > flight.until and not flight.landed():
-                    # A label allows more than the setting with which we joined.
+                if until > flight.until:  # a label allows more than the setting with which we joined
                     self._scaler.start(function, until)
                 return True
 
