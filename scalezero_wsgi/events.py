@@ -8,6 +8,7 @@ little for that.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -155,27 +156,24 @@ class EventLog:
 
     Of the troubles of one kind with one function one line a minute is written, with a count of the others.
     Of the provider's, and of requests refused for one reason, there is one line for all functions: these
-    names may be a client's invention. While functions are served in spite of a provider that fails, its
-    failures are not logged: only the first, and that it answers again.
+    names may be a client's invention. An outage in which functions are served all the same is one line when
+    it begins and one when it ends: what fails for these functions meanwhile is not logged.
     """
 
-    __slots__ = ("_clock", "_outage", "_seen")
+    __slots__ = ("_clock", "_outage_at", "_seen", "_served")
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._outage = False
+        self._outage_at = -math.inf  # when an outage that was logged was heard of last
+        self._served: Bounded[Function, bool] = Bounded(10_000)
         self._seen: Bounded[tuple[type[Event], Function | str], tuple[float, int]] = Bounded(10_000)
 
     def __call__(self, event: Event) -> None:
         """Log the event."""
         level, line = _describe(event)
-        if isinstance(event, (OutageBegan, OutageEnded)):
-            if self._outage == isinstance(event, OutageBegan):
-                return
-            self._outage = isinstance(event, OutageBegan)
-        elif isinstance(event, ProviderFailed) and self._outage:
+        if self._is_of_an_outage(event):
             return
-        elif level > logging.INFO and isinstance(event, FunctionEvent):
+        if level > logging.INFO and isinstance(event, FunctionEvent):
             key = type(event), _subject(event)
             now = self._clock()
             until, unsaid = self._seen.get(key) or (now, 0)
@@ -187,11 +185,29 @@ class EventLog:
                 line = f"{line} (and {unsaid} times before, not logged)"
         logger.log(level, "%s", _one_line(line))
 
+    def _is_of_an_outage(self, event: Event) -> bool:
+        """Whether the event says no more than the line about an outage that was logged already."""
+        now, heard_at = self._clock(), self._outage_at
+        match event:
+            case OutageBegan(function):
+                self._served.set(function, True)
+                self._outage_at = now
+                return now <= heard_at + _QUIET
+            case OutageEnded(function):
+                self._served.pop(function)
+                self._outage_at = -math.inf
+                return heard_at == -math.inf
+            case ProviderFailed(function) if self._served.get(function):
+                self._outage_at = now
+                return True
+            case _:
+                return False
+
 
 def _subject(event: FunctionEvent) -> Function | str:
     match event:
-        case ProviderFailed():
-            return ""
+        case ProviderFailed() | OutageBegan() | OutageEnded():
+            return type(event).__name__
         case RequestRefused():
             return event.reason
         case _:

@@ -76,7 +76,7 @@ class Knowledge:
         except FunctionNotFound:
             self.outages.answered(function, asked_at)
             self._tell_missing(lead, function)
-            raise
+            raise FunctionNotFound(*function) from None  # whatever the provider put into its own
         except FunctionFailed as error:
             # One replica, not zero: a failure at zero is one from before, and does not stand against a start.
             status = ReplicaStatus(1, 0, failure=str(error.reason))
@@ -105,7 +105,7 @@ class Knowledge:
             self._provider.set_replicas(*function, replicas)
         except FunctionNotFound:
             self._tell_missing(lead, function)
-            raise
+            raise FunctionNotFound(*function) from None  # whatever the provider put into its own
         except (FunctionFailed, ProviderError):
             raise
         except BaseException as error:

@@ -141,6 +141,8 @@ class ScaleZeroMiddleware:
         self._prefix = settings.route if isinstance(settings.route, str) else ""
         self._cut = len(self._prefix)
         self._segments: Bounded[str, Function] = Bounded(settings.cache_size)
+        # Starts in other workers after which a waking page asked here, and when: these count as waiting.
+        self._asked_after: Bounded[Function, float] = Bounded(settings.cache_size)
         # With rules about requests each has to be looked at: the short way below is closed then.
         self._known = self._segments.get if not settings.no_wake else lambda _: None
         # No function's name begins with a dot.
@@ -262,10 +264,11 @@ class ScaleZeroMiddleware:
         now = self._clock()
         uses = self.cache.uses()
         recently = now - KEEP
+        pages = {function: 1 for function, at in self._asked_after.items() if now <= at + PAGE_INTEREST}
         return Row(
             worker,
             in_flight={function: len(usage.in_flight) for function, usage in uses if usage.in_flight},
-            waiting=self._waiting.by_function(),
+            waiting=pages | self._waiting.by_function(),
             unused_for={
                 function: now - usage.last_used for function, usage in uses if usage.last_used > recently
             },
@@ -334,6 +337,7 @@ class ScaleZeroMiddleware:
         if told.trouble is not None and told.trouble.age <= SILENT and not told.trouble.final:
             return self._starting(function, ProviderError("the provider fails another worker"))
         if told.status is not None and told.trouble is None and not up and told.age <= SILENT:
+            self._asked_after.set(function, self._clock())
             return self._starting(function, None)
         return self._answers.status("unknown")
 

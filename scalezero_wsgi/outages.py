@@ -11,7 +11,7 @@ from typing import NamedTuple
 from .backoff import backoff_step
 from .bounded import Bounded
 from .events import OutageBegan, OutageEnded, Reporter
-from .model import Function, ProviderError
+from .model import Function, ProviderError, ProviderSilent
 
 MAXSIZE = 10_000
 
@@ -23,15 +23,29 @@ LONGEST_PAUSE = 15.0
 """Seconds without another query after one that failed; they double from one to the other."""
 
 
+RECENT = 10.0
+"""Seconds for which a failure says that the next query will fail, after the pause that follows it."""
+
+FORGOTTEN = 300.0
+"""Seconds after which it is forgotten."""
+
+
 class _Outage(NamedTuple):
-    """Since when the provider fails for a function, and until when it is left alone."""
+    """Since when the provider fails for a function, and until when it is left alone.
+
+    :ivar silent: whether it failed by not answering.
+    :ivar slow: whether it has answered since it failed last, but only after long.
+    :ivar served: whether the function was served meanwhile.
+    """
 
     error: ProviderError
     since: float
     failed_at: float
     failures: int
     retry_at: float
-    served: bool
+    silent: bool
+    slow: bool = False
+    served: bool = False
 
 
 class Outages:
@@ -54,41 +68,44 @@ class Outages:
         self._jitter = jitter
         self._outages: Bounded[Function, _Outage] = Bounded(MAXSIZE)
 
-    def since(self, function: Function) -> float | None:
-        """Since when the provider has failed without a break, in monotonic seconds; ``None``: it has not."""
-        outage = self._outages.get(function)
-        return None if outage is None else outage.since
-
     def error(self, function: Function) -> ProviderError | None:
-        """What the provider failed with last; ``None``: it answers."""
-        outage = self._outages.get(function)
+        """What the provider failed with last; ``None``: it answers, or it was not asked for long."""
+        outage = self._find(function)
         return None if outage is None else outage.error
+
+    def lasts(self, function: Function) -> bool:
+        """Whether the provider has failed a moment ago, and has not answered since, be it ever so slowly."""
+        outage = self._find(function)
+        return outage is not None and not outage.slow and self._clock() <= outage.retry_at + RECENT
 
     def resting(self, function: Function) -> bool:
         """Whether the provider is left alone for a while."""
-        outage = self._outages.get(function)
+        outage = self._find(function)
         return outage is not None and self._clock() < outage.retry_at
 
     def pause(self, function: Function) -> float:
         """For how many seconds the provider is left alone after the next failure, on the average."""
-        outage = self._outages.get(function)
+        outage = self._find(function)
         return backoff_step(1 if outage is None else outage.failures + 1, FIRST_PAUSE, LONGEST_PAUSE)
 
     def failed(self, function: Function, error: ProviderError) -> None:
         """Note that the provider failed, here or in another worker."""
         now = self._clock()
         retry_at = now + self.pause(function) * (0.75 + self._jitter() / 2)
+        silent = isinstance(error, ProviderSilent)
+        error = ProviderError(str(error))  # without a traceback, which would keep what a request holds
 
         def count(known: _Outage | None) -> _Outage:
-            if known is None:
-                return _Outage(error, now, now, 1, retry_at, served=False)
-            return known._replace(error=error, failed_at=now, failures=known.failures + 1, retry_at=retry_at)
+            if known is None or self._is_over(known):
+                return _Outage(error, now, now, 1, retry_at, silent)
+            failures = known.failures + 1
+            return _Outage(error, known.since, now, failures, retry_at, silent, served=known.served)
 
         self._outages.change(function, count)
 
     def serve(self, function: Function) -> None:
         """Note that the function is served although its provider fails; it was noted that it does."""
-        outage = self._outages.get(function)
+        outage = self._find(function)
         if outage is not None and not outage.served:
             self._outages.set(function, outage._replace(served=True))
             self._report(OutageBegan(function, outage.error))
@@ -98,9 +115,22 @@ class Outages:
 
         One from before the last failure ends nothing, nor does one that took long: the next one would, too.
         """
-        outage = self._outages.get(function)
-        if outage is None or asked_at < outage.failed_at or self._clock() > asked_at + SILENT:
+        outage, now = self._outages.get(function), self._clock()
+        if outage is None:
+            return
+        from_before = asked_at < outage.failed_at
+        if from_before or (now > asked_at + SILENT and not self._is_over(outage)):
+            if not outage.slow and (outage.silent or not from_before):
+                self._outages.set(function, outage._replace(slow=True))
             return
         self._outages.pop(function)
         if outage.served:
-            self._report(OutageEnded(function, self._clock() - outage.since))
+            self._report(OutageEnded(function, now - outage.since))
+
+    def _find(self, function: Function) -> _Outage | None:
+        outage = self._outages.get(function)
+        return None if outage is None or self._is_over(outage) else outage
+
+    def _is_over(self, outage: _Outage) -> bool:
+        """Whether nothing has been heard of it for so long that it says nothing of now."""
+        return self._clock() > outage.retry_at + FORGOTTEN

@@ -31,7 +31,7 @@ from .outages import SILENT
 from .providers.base import DoubtingProvider, Provider
 from .single_flight import Flight, SingleFlight
 from .starts import median
-from .wake import PROVIDER_PATIENCE, Wake
+from .wake import Wake
 
 LINGER = 60.0
 """Seconds for which a start is watched once nobody waits for it any more, unless a setting or label says
@@ -42,7 +42,8 @@ LINGER_LABEL = "scalezero.linger"
 START_TIME_LABEL = "scalezero.start-time"
 
 OUTAGE_PATIENCE = 0.5
-"""Seconds for which a request waits for a provider that has failed for longer than ``PROVIDER_PATIENCE``."""
+"""Seconds for which a request waits for a provider that is known to fail, for a function that the application
+could not reach meanwhile."""
 
 FOLLOW = 5.0
 """Seconds for which a refresh keeps the others waiting, and waits for another's."""
@@ -196,7 +197,7 @@ class FunctionScaler:
     def told(self, function: Function) -> Known | None:
         """What the fleet's store holds of the function; ``None``: nothing, or there is no store. Keeps
         nothing of it."""
-        return self._fleet.attempt(lambda store: store.known(function))
+        return self._fleet.known(function)
 
     def look(self, function: Function, timeout: float) -> ProviderError | None:
         """Have the function's status asked for, without waking it, and wait for that.
@@ -224,26 +225,31 @@ class FunctionScaler:
         meta = self._cache.last_seen_up(function)
         if meta is None or meta.last_refresh < since:
             return None
-        if self._outages.since(function) is None:
-            flight = self._refreshes.flight(function)
-            if flight is None or self._clock() <= flight.begun + SILENT:
-                return None
-            self._outages.failed(function, ProviderSilent("it does not answer"))
+        if self._outages.error(function) is None and not self._note_silence(function):
+            return None
         self.refresh(function)
         self._outages.serve(function)
         return meta
 
+    def _note_silence(self, function: Function) -> bool:
+        """Note that the provider fails if it has owed an answer for a second; whether it has."""
+        flight = self._refreshes.flight(function)
+        if flight is None or self._clock() <= flight.begun + SILENT:
+            return False
+        self._outages.failed(function, ProviderSilent("it does not answer"))
+        return True
+
     def provider_failed(self, function: Function, error: ProviderError) -> None:
         """Note that the provider was seen to fail for a function last seen up."""
-        if self._outages.since(function) is None and self._cache.last_seen_up(function) is not None:
+        if self._outages.error(function) is None and self._cache.last_seen_up(function) is not None:
             self._outages.failed(function, error)
 
     def patience(self, function: Function) -> float:
-        """Seconds for which it makes sense to wait for the provider: few when it has failed for long."""
-        since = self._outages.since(function)
-        if since is None:
-            return math.inf
-        return max(OUTAGE_PATIENCE, since + PROVIDER_PATIENCE - self._clock())
+        """Seconds for which it makes sense to wait for the provider: few if the application could not reach
+        the function while the provider fails."""
+        meta = self._cache.find(function)
+        doubted = meta is not None and meta.doubted
+        return OUTAGE_PATIENCE if doubted and self._outages.lasts(function) else math.inf
 
     def _look(self, function: Function) -> Flight[None] | None:
         if self._cache.is_missing(function) or self._outages.resting(function):
@@ -262,6 +268,8 @@ class FunctionScaler:
         """
         if self._clock() <= meta.usage.vouched_at + self._cache.expiry:
             return False
+        if self._outages.error(meta.function) is None:
+            self._note_silence(meta.function)
         self._cache.doubt(meta.function)
         if isinstance(self._provider, DoubtingProvider):
             self._provider.doubt(*meta.function)
@@ -361,8 +369,8 @@ class FunctionScaler:
             self._fleet.fly(function, lambda: flight.begun + FOLLOW, follow, lead)
         except FunctionNotFound:
             pass
-        except NotAvailable:  # the worker that asks has had no answer for as long
-            self._outages.failed(function, ProviderSilent("the provider does not answer another worker"))
+        except NotAvailable:  # the worker that asks has had no answer for as long; or it waits for a start
+            self.provider_failed(function, ProviderSilent("the provider does not answer another worker"))
         except ProviderError as error:
             self._outages.failed(function, error)
             self._report(ProviderFailed(function, error))

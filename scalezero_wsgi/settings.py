@@ -322,6 +322,12 @@ def _patterns(value: object) -> tuple[str, ...]:
     return tuple(_part(_pattern, pattern, value) for pattern in _words(value))
 
 
+def _fence(value: object) -> tuple[str, ...] | None:
+    if value == "":  # an empty variable must not open what was meant to be closed
+        raise ValueError("'' is not allowed; it must be patterns of functions, or left out for all of them")
+    return None if value is None else _patterns(value)
+
+
 def _pattern(value: object) -> str:
     if isinstance(value, str) and value.strip():
         return value.strip()
@@ -376,9 +382,9 @@ _READERS: dict[str, Callable[[object], object]] = {
     "page_template": _optional(_file),
     "no_wake": _rules,
     "no_wake_status": _status,
-    "allow": _optional(_patterns),
+    "allow": _fence,
     "deny": _patterns,
-    "wake": _optional(_patterns),
+    "wake": _fence,
     "replay": _switch,
     "expose_failures": _switch,
     "coordination": _optional(_coordination),

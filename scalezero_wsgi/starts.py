@@ -98,7 +98,7 @@ class Starts:
             up_at = asked_at if available else None
             if (shown, up_at) != (start.shown, start.up_at):
                 self._starts.set(function, replace(start, shown=shown, up_at=up_at))
-        elif available and down_at is not None and self.up_at(function) <= down_at:
+        elif available and down_at is not None and self.up_at(function) <= down_at < asked_at:
             # Somebody else has started it.
             self._starts.set(function, _Start(uuid.uuid4().hex, asked_at, shown=True, up_at=asked_at))
 

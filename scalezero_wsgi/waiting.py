@@ -218,7 +218,7 @@ class Waiting:
         """What the matter is with the provider that a flight asks, as far as can be told."""
         trouble = flight.trouble  # read once: the leader changes it
         if isinstance(trouble, ProviderError) and not isinstance(trouble, ProviderSilent):
-            return trouble
+            return ProviderError(str(trouble))  # not the one object that all who wait would raise
         if not flight.starting and self._clock() >= flight.begun + SILENT:
             return ProviderSilent("the provider does not answer")
         return None
@@ -265,6 +265,8 @@ class Waiting:
 
             def look_up() -> bool:
                 """Whether to wait on."""
+                if flight.landed():  # our turn to be woken comes
+                    return True
                 until = deadline()
                 if self._clock() >= until:
                     return False
@@ -272,11 +274,10 @@ class Waiting:
                 if failing is not None and stale is not None and stale.last_refresh < flight.begun:
                     self._scaler.provider_failed(function, failing)
                     raise failing
-                if self._clock() >= joined_at + self._scaler.patience(function):
+                if not flight.starting and self._clock() >= joined_at + self._scaler.patience(function):
                     raise failing or ProviderSilent("the provider does not answer")
                 look()
-                if until > flight.until and not flight.landed():
-                    # A label allows more than the setting with which we joined.
+                if until > flight.until:  # a label allows more than the setting with which we joined
                     self._scaler.prolong(function, flight, until)
                 return True
 

@@ -208,7 +208,8 @@ class Wake:
         self._lead.confirm()
         started_at = self._clock()  # before the call: a provider may return when the function is ready
         try:
-            self._knowledge.set_replicas(self._function, self._lead, replicas)
+            with self._lead.acting():
+                self._knowledge.set_replicas(self._function, self._lead, replicas)
         except ProviderError as error:
             self._lose(self._scaling, error)
             return

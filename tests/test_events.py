@@ -223,7 +223,20 @@ def test_an_outage_is_one_line_at_its_begin_and_one_at_its_end(caplog: pytest.Lo
         "the provider fails (refused); functions last seen up go on being served, fn-0 first",
         "the provider answers again after 500 s",
     ]
-    log(ProviderFailed(HELLO, ProviderError("refused")))
+    log(ProviderFailed(Function("fn-8"), ProviderError("refused")))
+    assert len(caplog.messages) == 3
+
+
+def test_an_outage_does_not_hide_what_fails_besides_nor_one_that_comes_later(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = Clock()
+    log = EventLog(clock)
+    log(OutageBegan(HELLO, ProviderError("refused")))
+    log(ProviderFailed(Function("other"), ProviderError("forbidden")))
+    assert len(caplog.messages) == 2
+    clock.advance(3600)  # nobody has asked for it since, so nobody knows that it ended
+    log(OutageBegan(Function("other"), ProviderError("refused")))
     assert len(caplog.messages) == 3
 
 

@@ -306,6 +306,29 @@ class TestStaleEntries:
         outages = [event for event in events if isinstance(event, (OutageBegan, OutageEnded))]
         assert [type(event) for event in outages] == [OutageBegan, OutageEnded]
 
+    def test_a_provider_that_takes_long_is_waited_for_once_the_function_is_at_zero(self) -> None:
+        """Its slowness was taken for a failure while the function was up."""
+        clock, status = MovingClock(), UP
+
+        def slowly() -> ReplicaStatus:
+            time.sleep(1.2)
+            return status
+
+        provider = ScriptedProvider(UP, slowly)
+        door = ScaleZeroMiddleware(App(), provider, clock=clock)
+        ask(door)
+        clock.advance(60)
+        assert ask(door)[0] == "200 OK"
+        eventually(
+            lambda: len(provider.queries) >= 2 and not door.scaler._refreshes.under_way(Function("hello"))
+        )
+        status = STARTING
+        clock.advance(60)
+        assert ask(door)[0] == "200 OK"  # while it is asked for again
+        eventually(lambda: not door.cache.get("hello")[0].available_replicas)
+        threading.Timer(2.0, provider.script.__setitem__, (0, UP)).start()
+        assert ask(door)[0] == "200 OK"
+
     def test_a_request_that_wakes_nothing_is_served_too(self) -> None:
         clock = MovingClock()
         provider = ScriptedProvider(UP, ProviderError("down"))

@@ -85,10 +85,14 @@ def fail(*_: Any) -> Any:
     raise RuntimeError(INSIDE)
 
 
+def miss(*_: Any) -> Any:
+    raise FunctionNotFound(INSIDE)
+
+
 @pytest.fixture(
     params=[
         *("provider", "output", "scale_up", "get_replicas", "set_replicas", "failure"),
-        *("endpoint", "too many", "late", "no wake", "missing"),
+        *("endpoint", "too many", "late", "no wake", "missing", "missing, in its own words"),
     ]
 )
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
@@ -135,6 +139,7 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
                 "no wake": lambda: Site(
                     door(ScriptedProvider(replace(ZERO, **TELLING)), no_wake=["path=/function/*"]), {503}
                 ),
+                "missing, in its own words": lambda: Site(door(CallbackProvider(scale_up=miss)), {404}),
                 "missing": lambda: Site(door(ScriptedProvider(FunctionNotFound("hello"))), {404}),
             }[kind]()
 

@@ -79,7 +79,7 @@ READINGS: list[tuple[str, object, object]] = [
     *[(name, 3, 3) for name in ("max_waiting", "max_waiting_per_function")],
     *[(name, "40", 40) for name in ("max_waiting", "max_waiting_per_function")],
     *[(name, None, None) for name in OPTIONAL],
-    *[(name, "", None) for name in OPTIONAL],
+    *[(name, "", None) for name in OPTIONAL if name not in ("allow", "wake")],
     ("release_rate", 5, 5.0),
     ("release_rate", "0.5", 0.5),
     ("page_after", "1500ms", 1.5),
@@ -146,6 +146,8 @@ WRONG: dict[str, list[object]] = {
     **{
         name: [1, [1], ["a", None], [""], ["  "], {"a"}, {"a": 1}, b"a"] for name in ("allow", "deny", "wake")
     },
+    # Empty, as of a variable that was not filled in: it would mean all functions.
+    **{name: [1, [1], ["a", None], [""], ["  "], {"a"}, {"a": 1}, b"a", ""] for name in ("allow", "wake")},
     "coordination": [1, True, [], "memory", "mysql://host", "sqlite://"],
     "hooks": [None, hook, "hook", [None], (hook, "x"), {hook}, 1],
 }

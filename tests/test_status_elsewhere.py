@@ -52,15 +52,26 @@ def test_the_other_worker_tells_how_far_it_has_come_and_keeps_nothing() -> None:
     gate = Gate()
     workers = Workers(gate)
     assert ask(workers.first, headers=BROWSER)[0] == "503 SERVICE UNAVAILABLE"
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     assert [workers.told()["state"] for _ in range(50)] == ["starting"] * 50
-    assert threading.active_count() == threads
+    new = {thread.name for thread in set(threading.enumerate()) - threads}
+    assert new <= {"scalezero-heart"}  # which reports that somebody asks here
     gate.opened.set()
     eventually(lambda: workers.is_told("ready"))
     second = workers.second
     assert second.scaler.begun_at(HELLO) is None
     assert (len(second.cache), len(second._segments), second.cache.uses()) == (0, 0, [])
     assert ask(second, headers=BROWSER)[0] == "200 OK"
+
+
+def test_who_asks_there_is_counted_among_those_who_wait() -> None:
+    """So the worker that has the start goes on asking the provider as often as for a request."""
+    workers = Workers(gate := Gate())
+    begin(workers.first)
+    eventually(lambda: workers.is_told("starting"))
+    eventually(lambda: any(row.waiting.get(HELLO) for row in workers.store.workers()))
+    gate.opened.set()
+    eventually(lambda: workers.is_told("ready"))
 
 
 def test_a_failure_is_told_there_too() -> None:
@@ -130,9 +141,10 @@ def test_without_a_store_that_can_be_used_nothing_is_known_and_a_request_helps()
 
 def test_invented_names_leave_nothing_in_the_store() -> None:
     workers = Workers(ScriptedProvider(ZERO))
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     for number in range(200):
         assert state(workers.second, f"invented-{number}") == "unknown"
     memory = workers.store._memory.get()
     assert (memory.leases, memory.known, memory.rows, memory.waiting) == ({}, {}, {}, {})
-    assert threading.active_count() == threads
+    new = {thread.name for thread in set(threading.enumerate()) - threads}
+    assert new <= {"scalezero-heart"}  # which reports that somebody asks here

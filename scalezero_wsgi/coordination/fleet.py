@@ -33,6 +33,9 @@ LEASE = 2.0
 LOOK_EVERY = 0.05
 """Seconds between two looks of a follower: a lease that lapses makes no change."""
 
+ACT = 120.0
+"""Seconds after which a call that changes something counts as hanging."""
+
 BEAT = LEASE / 3
 """Seconds between two beats, each of which keeps this worker's leases and reports what it does; and between
 two tries of a store that is lost."""
@@ -64,6 +67,7 @@ class Lead:
         self._lease = lease
         self._until = until
         self._gone = False
+        self._acting_until = float("-inf")
         self._told = 0
         self._told_at = float("-inf")
         if lease is not None:
@@ -114,8 +118,18 @@ class Lead:
 
     def keep(self) -> None:
         """Keep the lease, unless its holder hangs."""
-        if self._fleet.clock() <= self._until():
+        if self._fleet.clock() <= max(self._until(), self._acting_until):
             self.renew()
+
+    @contextlib.contextmanager
+    def acting(self) -> Iterator[None]:
+        """Keep the lease for the length of a call that changes something, whoever still wants its outcome:
+        another worker would make the same call beside it."""
+        self._acting_until = self._fleet.clock() + ACT
+        try:
+            yield
+        finally:
+            self._acting_until = float("-inf")
 
     def renew(self) -> None:
         """Make the lease last from now on."""
@@ -295,6 +309,13 @@ class Fleet:
             failed = CoordinationError(f"{type(error).__name__}: {error}")
             self._turn(True, turns, CoordinationLost(failed))
             raise failed from error
+
+    def known(self, function: Function) -> Known | None:
+        """What the others know of a function; what this worker does is reported from then on."""
+        known = self.attempt(lambda store: store.known(function))
+        if known is not None:
+            self._start_heart()
+        return known
 
     def others_wait(self, function: Function) -> bool:
         """See :meth:`Lead.others_wait`."""

@@ -16,6 +16,7 @@ import pytest
 from scalezero_wsgi import Function, NotAvailable, ReplicaStatus
 from scalezero_wsgi.coordination.base import Changes, Coordination, CoordinationError, Known, Row
 from scalezero_wsgi.coordination.fleet import (
+    ACT,
     BEAT,
     LEASE,
     LOOK_EVERY,
@@ -137,6 +138,25 @@ def if_new(known: Known, news: bool) -> str | None:
 
 
 class TestLeading:
+    def test_it_is_kept_while_a_call_that_changes_something_is_under_way(self, bench: Bench) -> None:
+        """However short a time the outcome is wanted: another worker would make the same call beside it."""
+        lead = bench.lead(until=1.0)
+        bench.clock.advance(1.5)
+        with lead.acting():
+            lead.keep()
+        bench.clock.advance(LEASE - 0.1)
+        assert bench.is_led()
+        lead.keep()
+        bench.clock.advance(0.2)
+        assert not bench.is_led()
+
+    def test_but_not_for_one_that_hangs(self, bench: Bench) -> None:
+        lead = bench.lead(until=1.0)
+        with lead.acting():
+            bench.clock.advance(ACT + 0.1)
+            lead.keep()
+            assert not bench.is_led()
+
     def test_the_first_leads_and_gives_the_lease_back(self, bench: Bench) -> None:
         def lead(lead: Lead) -> str:
             assert bench.is_led()

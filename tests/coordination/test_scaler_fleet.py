@@ -713,7 +713,12 @@ class TestRefresh:
         worker.refresh()
         world.all_land(FOLLOW + 0.5)
         assert world.provider.queries == 0
-        assert worker.scaler._outages.since(HELLO) is not None  # as if the provider had failed this worker
+        assert worker.scaler._outages.error(HELLO) is None  # it may wait for a start, as far as is known
+        worker.scaler._cache.set("hello", UP)
+        worker.scaler._cache.stale_if_error = 600.0
+        worker.refresh()
+        world.all_land(FOLLOW + 0.5)
+        assert worker.scaler._outages.error(HELLO) is not None  # as if the provider had failed this worker
 
 
 def test_a_leader_past_its_flight_is_replaced() -> None:
