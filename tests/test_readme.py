@@ -70,6 +70,7 @@ def test_the_example_wakes_its_function(app: str, site: Path, monkeypatch: pytes
         assert "Server-Timing" in answer.headers
 
 
+@pytest.mark.soak
 @APPS
 def test_the_example_starts_its_function_again_when_it_was_killed(
     app: str, site: Path, monkeypatch: pytest.MonkeyPatch
@@ -87,6 +88,7 @@ def test_the_example_starts_its_function_again_when_it_was_killed(
         assert json.loads(state.read_bytes())["pid"] != first["pid"]
 
 
+@pytest.mark.soak
 @APPS
 def test_the_example_passes_method_and_body_on_and_says_502_when_it_cannot(
     app: str, site: Path, monkeypatch: pytest.MonkeyPatch
@@ -126,6 +128,7 @@ if not is_up():
 """
 
 
+@pytest.mark.soak
 def test_the_callback_example_starts_its_function_and_starts_it_again_when_it_was_killed(site: Path) -> None:
     """As written but for the port, which somebody may have."""
     port = free_port()

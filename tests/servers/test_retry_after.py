@@ -30,9 +30,10 @@ def get(url: str) -> tuple[int, float]:
     return status, time.monotonic() - begun
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize(
     ("start", "workers"),
-    [(2, 1), pytest.param(10, 1, marks=pytest.mark.engine), pytest.param(10, 2, marks=pytest.mark.engine)],
+    [(2, 1), (10, 1), (10, 2)],
 )
 def test_three_tries_more_outlast_a_start_of_which_nothing_is_known(
     start: int, workers: int, tmp_path: Path

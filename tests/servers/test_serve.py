@@ -87,6 +87,7 @@ def test_it_serves_a_file(tmp_path: Path) -> None:
             assert int(broken.headers["Retry-After"]) >= 1
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("host", "env"), [("0.0.0.0", {}), ("127.0.0.1", {"SCALEZERO_EXPOSE_FAILURES": "false"})]
 )
