@@ -223,6 +223,7 @@ def statuses(answers: Sequence[tuple[float, str]]) -> set[str]:
     return {status for _, status in answers}
 
 
+@pytest.mark.soak
 def test_a_crowd_of_8_processes_with_64_threads_makes_one_flight(setup: Setup) -> None:
     with crowd(setup, 1) as one:
         one.ask("alone", 1)

@@ -94,7 +94,7 @@ def test_preload_with_several_workers(tmp_path: Path) -> None:
         assert used <= {str(pid) for pid in server.workers()}
 
 
-@pytest.mark.parametrize("options", [[], ["--preload"]])
+@pytest.mark.parametrize("options", [[], pytest.param(["--preload"], marks=pytest.mark.soak)])
 def test_200_requests_wait_in_one_gevent_worker_while_others_are_answered(
     options: list[str], tmp_path: Path
 ) -> None:

@@ -11,12 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
 import requests
 from werkzeug.test import Client
 
 from scalezero_wsgi import ReplicaStatus, ScaleZeroMiddleware
 from scalezero_wsgi.providers import CallbackProvider
 from scalezero_wsgi.wake import PROVIDER_PATIENCE
+
+pytestmark = pytest.mark.soak
 
 ANSWERS: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {
     str(status): lambda handler, status=status: handler.send_error(status)  # type: ignore[misc]
