@@ -170,7 +170,7 @@ def figures(made: list[Start]) -> str:
     )
 
 
-@pytest.mark.parametrize("duration", DURATIONS[:-1])
+@pytest.mark.parametrize("duration", [*DURATIONS[:-1], pytest.param(60.0, marks=pytest.mark.soak)])
 def test_the_end_of_a_start_is_seen_soon(duration: float) -> None:
     def run(seed: int) -> list[Start]:
         clock = Clock()
