@@ -294,6 +294,35 @@ class TestStaleEntries:
             assert ask(door)[0] == expected
             assert time.monotonic() - begun < 1.0
 
+    def test_one_whose_query_is_owed_for_a_second_is_served_without_another(self) -> None:
+        clock, gate, events = MovingClock(), threading.Event(), list[Event]()
+        provider = ScriptedProvider(UP, lambda: UP if gate.wait(10) else ZERO)
+        door = ScaleZeroMiddleware(App(), provider, clock=clock, hooks=[events.append])
+        ask(door)
+        clock.advance(1)
+        ask(door)  # stale: asked for again behind it
+        clock.advance(9)
+        for _ in range(20):
+            assert "Server-Timing" not in ask(door)[1]
+        assert len(provider.queries) == 2
+        assert [type(event) for event in events if isinstance(event, OutageBegan)] == [OutageBegan]
+        gate.set()
+
+    def test_nor_is_one_waited_for_that_the_app_cannot_reach_then(self) -> None:
+        clock, gate = MovingClock(), threading.Event()
+        provider = ScriptedProvider(UP, lambda: UP if gate.wait(10) else ZERO)
+        app = App("200 OK", "200 OK", "503 Service Unavailable")
+        door = ScaleZeroMiddleware(app, provider, clock=clock)
+        ask(door)
+        clock.advance(1)
+        ask(door)
+        clock.advance(2)
+        for expected in ("503 Service Unavailable", "502 BAD GATEWAY"):
+            begun = time.monotonic()
+            assert ask(door)[0] == expected
+            assert time.monotonic() - begun < 5  # the query hangs for 10 s
+        gate.set()
+
     def test_when_the_provider_answers_again_that_is_said_once(self) -> None:
         clock, events = MovingClock(), list[Event]()
         provider = ScriptedProvider(UP, ProviderError("down"), ProviderError("down"), UP)

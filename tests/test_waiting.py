@@ -487,6 +487,17 @@ class TestWithoutAPlace:
             assert all(request.outcome().available for request in requests)  # type: ignore[union-attr]
             assert len(provider.queries) == 2
 
+    def test_nor_when_its_provider_fails_or_is_silent(self) -> None:
+        gate = threading.Event()
+        for step in (lambda: UP if gate.wait(PATIENCE) else ZERO, ProviderError("down")):
+            clock = MovingClock()
+            bench = Bench(ScriptedProvider(UP, step), clock, max_waiting=1)
+            bench.hold()
+            clock.advance(60.0)
+            assert bench.waiting._places.get().take(OTHER, 1, 1)
+            assert bench.hold().available
+        gate.set()
+
     def test_but_those_for_whom_it_turns_out_to_be_at_zero(self) -> None:
         asked, gate = threading.Event(), threading.Event()
 
