@@ -103,7 +103,7 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
             events: list[Event] = []
             store = f"redis://:store-pass@127.0.0.1:{port}/0"
             it = Site(door(url, coordination=store, hooks=[events.append]), {502}, "the provider failed")
-            yield replace(it, secrets=[*SECRETS, str(port)])
+            yield replace(it, secrets=[*SECRETS, f":{port}"])
             assert any(isinstance(event, CoordinationLost) for event in events)
         elif kind == "output":
             command = [sys.executable, "-c", "import sys; sys.exit('password output-pass at 10.1.2.3')"]
@@ -113,7 +113,7 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
         elif kind == "endpoint":
             up = replace(UP, endpoint=f"http://me:endpoint-pass@127.0.0.1:{port}")
             it = Site(door(ScriptedProvider(up), FunctionProxy()), {502})
-            yield replace(it, secrets=[*SECRETS, str(port)])
+            yield replace(it, secrets=[*SECRETS, f":{port}"])
         elif kind == "too many":
             gate = Gate()
             gate.status = ReplicaStatus(1, 0, **TELLING)

@@ -349,7 +349,7 @@ def test_nothing_of_the_providers_text_reaches_the_client(error: ScaleZeroError,
     except ScaleZeroError as raised:
         given = answer(raised, accept=accept)
     for part in (given.body, given.status, str(given.headers)):
-        assert not re.search("hunter2|10\\.0\\.0\\.1|8080|said|Traceback|OSError", part)
+        assert not re.search("hunter2|10\\.0\\.0\\.1|:8080|said|Traceback|OSError", part)
 
 
 def test_an_invalid_name_of_any_bytes_can_be_answered() -> None:
