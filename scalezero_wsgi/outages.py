@@ -23,6 +23,9 @@ LONGEST_PAUSE = 15.0
 """Seconds without another query after one that failed; they double from one to the other."""
 
 
+WORKING = 3.0
+"""Seconds within which an answer shows that the provider works, be it slowly."""
+
 RECENT = 10.0
 """Seconds for which a failure says that the next query will fail, after the pause that follows it."""
 
@@ -34,7 +37,7 @@ class _Outage(NamedTuple):
     """Since when the provider fails for a function, and until when it is left alone.
 
     :ivar silent: whether it failed by not answering.
-    :ivar slow: whether it has answered since it failed last, but only after long.
+    :ivar slow: whether it has answered since it failed last, if slowly.
     :ivar served: whether the function was served meanwhile.
     """
 
@@ -120,7 +123,8 @@ class Outages:
             return
         from_before = asked_at < outage.failed_at
         if from_before or (now > asked_at + SILENT and not self._is_over(outage)):
-            if not outage.slow and (outage.silent or not from_before):
+            works = now <= asked_at + WORKING and (outage.silent or not from_before)
+            if works and not outage.slow:
                 self._outages.set(function, outage._replace(slow=True))
             return
         self._outages.pop(function)

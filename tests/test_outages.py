@@ -5,7 +5,7 @@ from collections.abc import Callable
 from scalezero_wsgi import Function, ProviderError
 from scalezero_wsgi.events import Event, OutageBegan, OutageEnded, Reporter
 from scalezero_wsgi.model import ProviderSilent
-from scalezero_wsgi.outages import FIRST_PAUSE, FORGOTTEN, LONGEST_PAUSE, RECENT, SILENT, Outages
+from scalezero_wsgi.outages import FIRST_PAUSE, FORGOTTEN, LONGEST_PAUSE, RECENT, SILENT, WORKING, Outages
 from tests.clock import Clock
 
 HELLO, OTHER = Function("hello"), Function("other")
@@ -108,6 +108,10 @@ def test_one_that_answers_slowly_is_not_given_up_and_its_outage_goes_on() -> Non
     bench.outages.failed(HELLO, ProviderSilent("it does not answer"))
     bench.outages.answered(HELLO, bench.clock() - 0.1)  # what was owed when it was silent
     assert not bench.outages.lasts(HELLO)
+    bench.outages.failed(HELLO, ProviderSilent("it does not answer"))
+    bench.clock.advance(WORKING + 0.1)
+    bench.outages.answered(HELLO, bench.clock() - WORKING - 0.1)  # too slow for anybody to wait for it
+    assert bench.outages.lasts(HELLO)
 
 
 def test_what_was_not_heard_of_for_long_is_forgotten() -> None:

