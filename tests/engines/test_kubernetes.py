@@ -625,13 +625,13 @@ def test_the_api_server_is_killed(cluster: Cluster, tmp_path: Path) -> None:
         command = cluster.kill_apiserver()
         try:
             killed = time.monotonic()
-            while time.monotonic() < killed + 4:
+            while time.monotonic() < killed + 8:  # longer than its entry may be served otherwise
                 assert server.get("/function/warm/").status_code == 200
                 time.sleep(0.1)
             begun = time.monotonic()
             assert server.get("/function/cold/").status_code == 502
             assert time.monotonic() - begun < 10
-            until(lambda: server.get("/function/warm/").status_code == 502, timeout=20)
+            assert server.get("/function/warm/").status_code == 200, server.log
         finally:
             cluster.start_apiserver(command)
         until(lambda: server.get("/function/warm/").status_code == 200, timeout=30)

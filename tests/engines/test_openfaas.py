@@ -370,7 +370,7 @@ def test_while_the_gateway_hangs(gateway: Gateway, tmp_path: Path) -> None:
             assert cold.elapsed.total_seconds() < 8
             assert "127.0.0.1" not in cold.text
             lapsed = server.get("/function/hello")
-            assert lapsed.status_code == 502
+            assert lapsed.status_code == 200, server.log  # an outage switches nothing off
         assert server.get("/function/hello").status_code == 200
         assert server.get("/function/slow").status_code == 200
 
