@@ -634,7 +634,7 @@ def test_added_latency(make: Make, provider: SwarmProvider, directory: Path, tmp
     with site(directory, tmp_path, "--threads", "4", STALE_FOR="0.2") as server:
         for _ in range(ROUNDS):
             until(lambda: at_zero(service))
-            until(lambda: not docker_containers(provider))  # until then it would still answer the direct probe
+            until(lambda: not docker_containers(provider))  # it would answer the direct probe
             until(lambda: server.get("/other").status_code == 200)
             time.sleep(0.6)  # the stale entry has lapsed
             with ThreadPoolExecutor(1) as pool:
