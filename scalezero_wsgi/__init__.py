@@ -1,6 +1,7 @@
 """WSGI middleware that wakes functions scaled to zero and holds the request until they are ready."""
 
-from .function_cache import FunctionCache, FunctionMeta
+from .activation.function_cache import FunctionCache, FunctionMeta
+from .activation.scaler import FunctionScaler
 from .middleware import ScaleZeroMiddleware
 from .model import (
     Function,
@@ -15,9 +16,8 @@ from .model import (
     SettingError,
     TooManyWaiting,
 )
-from .routing import by_header, by_host
-from .scaler import FunctionScaler
 from .settings import Settings
+from .web.routing import by_header, by_host
 
 __all__ = [
     "Function",

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .bounded import Bounded
+from ._lib.bounded import Bounded
 from .model import Function
 
 logger = logging.getLogger("scalezero_wsgi")

@@ -22,12 +22,15 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
-from .bounded import Bounded
+from ._lib.bounded import Bounded
+from .activation.activation import SILENT
+from .activation.function_cache import FunctionCache, FunctionMeta
+from .activation.request_queue import Waiting
+from .activation.scaler import FunctionScaler
 from .coordination.base import KEEP, Row
 from .coordination.default import default_coordination
-from .coordination.fleet import Fleet
+from .coordination.peers import Fleet
 from .events import CallLog, EventLog, Reporter, RequestRefused, RequestReplayed, WaitGivenUp
-from .function_cache import FunctionCache, FunctionMeta
 from .model import (
     Function,
     FunctionFailed,
@@ -44,7 +47,11 @@ from .model import (
     WorkerStopping,
 )
 from .pages import Pages, Progress
-from .passing import (
+from .providers import make_provider
+from .providers.base import NamespacedProvider, check_callable
+from .settings import SettingKeywords, Settings
+from .web.access import Rules
+from .web.replay import (
     PASSED_ON,
     UNREACHABLE,
     Held,
@@ -56,15 +63,8 @@ from .passing import (
     restore_path,
     with_server_timing,
 )
-from .providers import make_provider
-from .providers.base import NamespacedProvider, check_callable
-from .responses import Answers
-from .routing import Names
-from .rules import Rules
-from .scaler import FunctionScaler
-from .settings import SettingKeywords, Settings
-from .waiting import Waiting
-from .wake import SILENT
+from .web.responses import Answers
+from .web.routing import Names
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

@@ -28,8 +28,8 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 from werkzeug.wsgi import ClosingIterator
 
+from ._lib.per_process import PerProcess
 from .model import Function, SettingError
-from .per_process import PerProcess
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

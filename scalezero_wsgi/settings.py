@@ -10,17 +10,17 @@ from dataclasses import dataclass, field, fields
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
+from ._lib.durations import seconds
+from .activation.function_cache import MAXSIZE
 from .coordination import Coordination, make_coordination
-from .durations import seconds
 from .events import Hook
-from .function_cache import MAXSIZE
 from .model import InvalidFunctionName, SettingError
-from .routing import NAME_RULES, Names
-from .rules import request_rule
+from .web.access import request_rule
+from .web.routing import NAME_RULES, Names
 
 if TYPE_CHECKING:
-    from .routing import Route
-    from .rules import Rule
+    from .web.access import Rule
+    from .web.routing import Route
 
 T = TypeVar("T")
 

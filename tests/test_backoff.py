@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalezero_wsgi.backoff import backoff_step, growing
+from scalezero_wsgi._lib.backoff import backoff_step, growing
 
 PAUSES = st.floats(0.001, 10)
 

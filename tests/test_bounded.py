@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from scalezero_wsgi.bounded import Bounded
+from scalezero_wsgi._lib.bounded import Bounded
 
 KEYS = st.integers(0, 5)
 
@@ -139,7 +139,7 @@ def test_writers_at_once_lose_no_change_and_stay_within_the_bound() -> None:
 def test_a_child_forked_while_a_writer_held_the_lock_can_write_and_keeps_the_bound() -> None:
     script = """
         import os
-        from scalezero_wsgi.bounded import Bounded
+        from scalezero_wsgi._lib.bounded import Bounded
 
         bounded = Bounded(2)
         bounded.set("a", 1)

@@ -22,9 +22,9 @@ from scalezero_wsgi import (
     ScaleZeroMiddleware,
     by_host,
 )
+from scalezero_wsgi.activation.function_cache import Usage
 from scalezero_wsgi.events import Event, WaitGivenUp
-from scalezero_wsgi.function_cache import Usage
-from scalezero_wsgi.server import Server
+from scalezero_wsgi.servers.server import Server
 from tests.clock import MovingClock
 from tests.fakes import STARTING, UP, ZERO, Fleet, ScriptedProvider
 from tests.test_middleware import App, ask, in_flight

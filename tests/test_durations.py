@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from scalezero_wsgi.durations import seconds
+from scalezero_wsgi._lib.durations import seconds
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 AMOUNTS = st.integers(0, 10**6)

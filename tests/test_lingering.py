@@ -12,11 +12,11 @@ from dataclasses import replace
 import pytest
 
 from scalezero_wsgi import Function, FunctionCache, FunctionScaler, NotAvailable, ReplicaStatus
-from scalezero_wsgi.function_cache import FunctionMeta
+from scalezero_wsgi.activation.activation import SLICE, UNWANTED_PAUSE
+from scalezero_wsgi.activation.function_cache import FunctionMeta
+from scalezero_wsgi.activation.scaler import LINGER, LINGER_LABEL
+from scalezero_wsgi.activation.single_flight import Flight
 from scalezero_wsgi.model import ClientGone
-from scalezero_wsgi.scaler import LINGER, LINGER_LABEL
-from scalezero_wsgi.single_flight import Flight
-from scalezero_wsgi.wake import SLICE, UNWANTED_PAUSE
 from tests.clock import Clock, MovingClock
 from tests.fakes import STARTING, UP, ScriptedProvider
 

@@ -3,9 +3,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from scalezero_wsgi import Function, ProviderError
+from scalezero_wsgi.activation.outages import (
+    FIRST_PAUSE,
+    FORGOTTEN,
+    LONGEST_PAUSE,
+    RECENT,
+    SILENT,
+    WORKING,
+    Outages,
+)
 from scalezero_wsgi.events import Event, OutageBegan, OutageEnded, Reporter
 from scalezero_wsgi.model import ProviderSilent
-from scalezero_wsgi.outages import FIRST_PAUSE, FORGOTTEN, LONGEST_PAUSE, RECENT, SILENT, WORKING, Outages
 from tests.clock import Clock
 
 HELLO, OTHER = Function("hello"), Function("other")

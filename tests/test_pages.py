@@ -29,11 +29,11 @@ from scalezero_wsgi import (
     SettingError,
     TooManyWaiting,
 )
+from scalezero_wsgi.activation.starts import median
 from scalezero_wsgi.model import StillStarting
 from scalezero_wsgi.pages import Pages, Progress
 from scalezero_wsgi.providers import CallbackProvider
-from scalezero_wsgi.responses import Answers
-from scalezero_wsgi.starts import median
+from scalezero_wsgi.web.responses import Answers
 
 HELLO = Function("hello", "dev")
 BASE = "/function/.scalezero/"

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from scalezero_wsgi.per_process import PerProcess
+from scalezero_wsgi._lib.per_process import PerProcess
 
 
 def test_nothing_is_made_before_the_first_use() -> None:
@@ -59,7 +59,7 @@ def test_a_make_that_raises_is_tried_again_at_the_next_use() -> None:
 def test_a_child_makes_its_own_value_and_the_parent_keeps_the_old_one() -> None:
     script = """
         import os
-        from scalezero_wsgi.per_process import PerProcess
+        from scalezero_wsgi._lib.per_process import PerProcess
 
         value = PerProcess(os.getpid)
         assert value.get() == os.getpid()

@@ -20,11 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalezero_wsgi import Function, FunctionCache, FunctionScaler, ReplicaStatus
-from scalezero_wsgi.polling import LATE, LONGEST, expected_window, pause
+from scalezero_wsgi.activation.polling import LATE, LONGEST, expected_window, pause
+from scalezero_wsgi.activation.scaler import START_TIME_LABEL
+from scalezero_wsgi.activation.single_flight import Flight
+from scalezero_wsgi.activation.starts import REMEMBERED
 from scalezero_wsgi.providers import CallbackProvider
-from scalezero_wsgi.scaler import START_TIME_LABEL
-from scalezero_wsgi.single_flight import Flight
-from scalezero_wsgi.starts import REMEMBERED
 from tests.clock import Clock
 from tests.fakes import STARTING, UP, ZERO
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from scalezero_wsgi.preferences import Preferences, is_navigation, media_type, parse_prefer
+from scalezero_wsgi.web.negotiation import Preferences, is_navigation, media_type, parse_prefer
 
 HTML = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 ASYNC = Preferences(None, True)

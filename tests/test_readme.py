@@ -18,7 +18,7 @@ import pytest
 import requests
 
 from scalezero_wsgi import Settings
-from scalezero_wsgi.backoff import backoff_step
+from scalezero_wsgi._lib.backoff import backoff_step
 from scalezero_wsgi.providers import ProcessProvider
 from tests.servers.harness import ROOT, Server, free_port, gunicorn, is_up, until
 

@@ -26,8 +26,8 @@ from scalezero_wsgi import (
 )
 from scalezero_wsgi.model import StillStarting, WorkerStopping
 from scalezero_wsgi.pages import Pages
-from scalezero_wsgi.responses import Answers, problem_of
-from scalezero_wsgi.routing import Names
+from scalezero_wsgi.web.responses import Answers, problem_of
+from scalezero_wsgi.web.routing import Names
 
 HELLO = Function("hello", "dev")
 PROBLEM = "application/problem+json"

@@ -17,7 +17,7 @@ from scalezero_wsgi import (
     by_header,
     by_host,
 )
-from scalezero_wsgi.routing import Names
+from scalezero_wsgi.web.routing import Names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalezero_wsgi import Function
-from scalezero_wsgi.rules import Rules, function_rule, request_rule
+from scalezero_wsgi.web.access import Rules, function_rule, request_rule
 
 HELLO = Function("hello")
 

@@ -19,12 +19,12 @@ from scalezero_wsgi import (
     ProviderError,
     ReplicaStatus,
 )
+from scalezero_wsgi.activation.activation import PROVIDER_PATIENCE
+from scalezero_wsgi.activation.function_cache import FunctionMeta
+from scalezero_wsgi.activation.single_flight import Flight
+from scalezero_wsgi.activation.starts import SETTLE, STABLE
 from scalezero_wsgi.events import Event, FunctionReady, ProviderFailed, Reporter, ScaleRequested, StartFailed
-from scalezero_wsgi.function_cache import FunctionMeta
 from scalezero_wsgi.providers import Provider
-from scalezero_wsgi.single_flight import Flight
-from scalezero_wsgi.starts import SETTLE, STABLE
-from scalezero_wsgi.wake import PROVIDER_PATIENCE
 from tests.clock import Clock
 from tests.fakes import STARTING, UP, ZERO, Fleet, ScriptedProvider
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 import pytest
 
 from scalezero_wsgi import TooManyWaiting
-from scalezero_wsgi.single_flight import ABREAST, Flight, SingleFlight, Sleeper
+from scalezero_wsgi.activation.single_flight import ABREAST, Flight, SingleFlight, Sleeper
 from tests.clock import Clock
 
 PATIENCE = 30.0
@@ -460,7 +460,7 @@ def test_at_no_time_do_two_calls_for_one_key_run() -> None:
 def test_a_child_forked_during_a_flight_and_under_the_lock_has_flights_of_its_own() -> None:
     script = """
         import os, threading, time
-        from scalezero_wsgi.single_flight import SingleFlight
+        from scalezero_wsgi.activation.single_flight import SingleFlight
 
         single = SingleFlight("test", 1)
         landing = threading.Event()

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from scalezero_wsgi import FunctionNotFound, ProviderError, ScaleZeroMiddleware
+from scalezero_wsgi.activation.activation import SILENT
 from scalezero_wsgi.coordination.base import CoordinationError, Known
 from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.model import Function
-from scalezero_wsgi.wake import SILENT
 from tests.clock import MovingClock
 from tests.fakes import STARTING, UP, ZERO, ScriptedProvider
 from tests.test_door_waiting import BROWSER, STATUS, begin, state

@@ -27,12 +27,12 @@ from scalezero_wsgi import (
     Settings,
     TooManyWaiting,
 )
-from scalezero_wsgi.function_cache import FunctionMeta
+from scalezero_wsgi.activation.function_cache import FunctionMeta
+from scalezero_wsgi.activation.request_queue import MAX_WAIT_LABEL, Waiting
+from scalezero_wsgi.activation.scaler import LATE, UNKNOWN_START
 from scalezero_wsgi.model import ClientGone, ProviderSilent, StillStarting, WorkerStopping
 from scalezero_wsgi.providers import Provider
-from scalezero_wsgi.scaler import LATE, UNKNOWN_START
-from scalezero_wsgi.server import Server, this_server
-from scalezero_wsgi.waiting import MAX_WAIT_LABEL, Waiting
+from scalezero_wsgi.servers.server import Server, this_server
 from tests.clock import MovingClock
 from tests.fakes import STARTING, UP, ZERO, Fleet, ScriptedProvider
 
@@ -939,7 +939,7 @@ class TestLookingUp:
     def test_each_of_very_many_looks_less_often(
         self, server: Server, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("scalezero_wsgi.lookout.LOOKS", 100)
+        monkeypatch.setattr("scalezero_wsgi.servers.watch.LOOKS", 100)
         looks: Counter[int] = Counter()
         others = {thread.ident for thread in threading.enumerate()}  # of tests before this one
         server.keep_alive = lambda: looks.update({threading.get_ident()} - others)

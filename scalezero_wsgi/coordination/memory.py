@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from .._lib.per_process import PerProcess
 from ..model import Function
-from ..per_process import PerProcess
 from .base import Changes, Known, Lease, Row
 
 SWEEP_EVERY = 1.0

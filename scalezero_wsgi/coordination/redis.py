@@ -15,10 +15,10 @@ from importlib import import_module
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
+from .._lib.per_process import PerProcess
 from ..model import Function, MissingExtra, SettingError
-from ..per_process import PerProcess
 from .base import Changes, CoordinationError, Known, Lease, Row
-from .record import pack, pack_row, unpack, unpack_row
+from .codec import pack, pack_row, unpack, unpack_row
 
 try:
     redis: Any = import_module("redis")  # as Any: its types are not those of all the versions that will do

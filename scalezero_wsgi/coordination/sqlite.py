@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .._lib.per_process import PerProcess
 from ..model import Function, SettingError
-from ..per_process import PerProcess
 from .base import Changes, CoordinationError, Known, Lease, Row
-from .record import pack, pack_row, unpack, unpack_row
+from .codec import pack, pack_row, unpack, unpack_row
 
 T = TypeVar("T")
 

@@ -28,7 +28,7 @@ from typing import Any
 from gunicorn.workers.base_async import AsyncWorker
 from gunicorn.workers.gthread import ThreadWorker
 
-from ..server import longest_wait, this_server
+from ..servers.server import longest_wait, this_server
 
 __all__ = ["post_worker_init"]
 

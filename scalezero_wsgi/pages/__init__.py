@@ -37,7 +37,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from ..model import Function, SettingError
-from ..routing import as_text
+from ..web.routing import as_text
 from .plot import in_words, plot
 
 _ASSETS = {"page.css": "text/css", "page.js": "text/javascript"}

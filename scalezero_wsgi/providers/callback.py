@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..bounded import Bounded
+from .._lib.bounded import Bounded
 from ..model import (
     AT_ZERO,
     Function,

@@ -34,7 +34,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Self
 
-from ..bounded import Bounded
+from .._lib.bounded import Bounded
 from ..model import Function, FunctionNotFound, ReplicaStatus
 from .docker_client import DockerClients, duration, engine_url
 from .docker_container import Container, Reach

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ..durations import seconds
+from .._lib.durations import seconds
+from .._lib.per_process import PerProcess
 from ..model import MissingExtra, ProviderError, ScaleZeroError, SettingError
-from ..per_process import PerProcess
 from .url import read_url
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .._lib.per_process import PerProcess
 from ..model import Function, FunctionNotFound
-from ..per_process import PerProcess
 from .docker_client import DockerClients
 from .docker_container import (
     FUNCTION,

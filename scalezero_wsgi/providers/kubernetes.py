@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Self
 
-from ..durations import seconds
+from .._lib.durations import seconds
 from ..model import Function, FunctionNotFound, ProviderError, ReplicaStatus, SettingError
 from . import kubernetes_objects as objects
 from .kubernetes_api import ApiError, KubernetesApi

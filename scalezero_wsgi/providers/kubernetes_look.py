@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..bounded import Bounded
+from .._lib.bounded import Bounded
 from ..model import Function, FunctionNotFound, ProviderError, ReplicaStatus
 from . import kubernetes_objects as objects
 from .kubernetes_api import ApiError, KubernetesApi

@@ -33,7 +33,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NoReturn, Self, TypeVar
 
-from ..bounded import Bounded
+from .._lib.bounded import Bounded
 from ..model import Function, FunctionNotFound, ProviderError, ReplicaStatus
 from . import openfaas_config as config
 from .openfaas_http import Answer, Client

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from ..durations import seconds
+from .._lib.durations import seconds
 from ..model import SettingError
 from .url import read_url
 

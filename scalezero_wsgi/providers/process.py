@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import unquote
 
+from .._lib.per_process import PerProcess
 from ..model import Function, FunctionNotFound, ProviderError, ReplicaStatus
-from ..per_process import PerProcess
 from .probe import answers
 from .process_config import (
     ProcessFunction,

@@ -13,7 +13,7 @@ from signal import Signals
 from types import MappingProxyType
 from typing import Any
 
-from ..durations import seconds
+from .._lib.durations import seconds
 from ..model import Function, SettingError
 
 _NAME_PART = re.compile(r"[a-zA-Z0-9_]([-a-zA-Z0-9_.]{0,61}[a-zA-Z0-9_])?", re.ASCII)

@@ -38,7 +38,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeVar
 
-from ..bounded import Bounded
+from .._lib.bounded import Bounded
 from ..model import Function, FunctionNotFound, ProviderError, ReplicaStatus, SettingError
 from .docker_client import DockerClients, duration, engine_errors, engine_url
 from .docker_probe import Address

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from ..backoff import backoff_step
-from ..coordination.fleet import Fleet
+from .._lib.backoff import backoff_step
+from ..activation.function_cache import FunctionCache
+from ..activation.scaler import FunctionScaler
 from ..coordination.memory import MemoryCoordination
+from ..coordination.peers import Fleet
 from ..events import Event, Reporter, StartFailed
-from ..function_cache import FunctionCache
 from ..model import (
     Function,
     FunctionFailed,
@@ -26,7 +27,6 @@ from ..model import (
     ScaleZeroError,
 )
 from ..providers.base import ListingProvider, NamespacedProvider, Provider, WatchingProvider
-from ..scaler import FunctionScaler
 
 HOSTILE_NAMES = (
     "",

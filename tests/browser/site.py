@@ -15,7 +15,7 @@ from scalezero_wsgi import ScaleZeroMiddleware
 from scalezero_wsgi.events import Event, FunctionReady
 from scalezero_wsgi.providers import ProcessProvider
 from scalezero_wsgi.proxy import FunctionProxy
-from scalezero_wsgi.routing import by_host
+from scalezero_wsgi.web.routing import by_host
 from tests.browser.functions import FUNCTIONS
 
 ready_at: dict[str, float] = {}

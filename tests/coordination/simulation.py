@@ -24,13 +24,13 @@ from scalezero_wsgi import (
     ReplicaStatus,
     ScaleZeroError,
 )
+from scalezero_wsgi.activation.function_cache import FunctionMeta
+from scalezero_wsgi.activation.single_flight import Flight
 from scalezero_wsgi.coordination import CoordinationError
 from scalezero_wsgi.coordination.base import Changes, Known, Lease, Row
-from scalezero_wsgi.coordination.fleet import BEAT, Fleet
 from scalezero_wsgi.coordination.memory import MemoryCoordination
+from scalezero_wsgi.coordination.peers import BEAT, Fleet
 from scalezero_wsgi.events import Event, Reporter
-from scalezero_wsgi.function_cache import FunctionMeta
-from scalezero_wsgi.single_flight import Flight
 from tests.clock import Clock
 from tests.fakes import STARTING, UP, ZERO
 

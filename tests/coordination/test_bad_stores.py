@@ -14,8 +14,8 @@ import pytest
 from scalezero_wsgi import Function, NotAvailable, ReplicaStatus, SettingError
 from scalezero_wsgi.coordination import CoordinationError, default
 from scalezero_wsgi.coordination.base import Changes, Known, Lease, Row
-from scalezero_wsgi.coordination.fleet import BEAT, LOOK_EVERY, Fleet, Lead
 from scalezero_wsgi.coordination.memory import MemoryCoordination
+from scalezero_wsgi.coordination.peers import BEAT, LOOK_EVERY, Fleet, Lead
 from scalezero_wsgi.coordination.redis import RedisCoordination
 from scalezero_wsgi.events import CoordinationLost, CoordinationRestored, Event, Reporter
 from tests.clock import Clock

@@ -15,7 +15,8 @@ import pytest
 
 from scalezero_wsgi import Function, NotAvailable, ReplicaStatus
 from scalezero_wsgi.coordination.base import Changes, Coordination, CoordinationError, Known, Row
-from scalezero_wsgi.coordination.fleet import (
+from scalezero_wsgi.coordination.memory import MemoryCoordination
+from scalezero_wsgi.coordination.peers import (
     ACT,
     BEAT,
     LEASE,
@@ -26,7 +27,6 @@ from scalezero_wsgi.coordination.fleet import (
     Lead,
     LeadLost,
 )
-from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.coordination.sqlite import SQLiteCoordination
 from scalezero_wsgi.events import CoordinationLost, CoordinationRestored, Event, Reporter
 from tests.clock import Clock
@@ -463,7 +463,7 @@ class TestHeart:
                 raise error
             return Row(worker)
 
-        monkeypatch.setattr("scalezero_wsgi.coordination.fleet.BEAT", 0.01)
+        monkeypatch.setattr("scalezero_wsgi.coordination.peers.BEAT", 0.01)
         with caplog.at_level(logging.ERROR, "scalezero_wsgi"):
             clockwork.fleet(row).fly(HELLO, never, nothing, lambda lead: "led")
             clockwork.wait_for(lambda: len(clockwork.store.workers()) == 1)
@@ -525,7 +525,7 @@ class TestHeart:
             "import sys, threading, time\n"
             "from scalezero_wsgi import Function\n"
             "from scalezero_wsgi.coordination.base import Row\n"
-            "from scalezero_wsgi.coordination.fleet import Fleet\n"
+            "from scalezero_wsgi.coordination.peers import Fleet\n"
             "from scalezero_wsgi.coordination.sqlite import SQLiteCoordination\n"
             "from scalezero_wsgi.events import Reporter\n"
             "fleet = Fleet(SQLiteCoordination(sys.argv[1]), Reporter(), row=Row)\n"

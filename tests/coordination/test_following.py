@@ -13,8 +13,8 @@ import pytest
 from scalezero_wsgi import Function
 from scalezero_wsgi.coordination import make_coordination
 from scalezero_wsgi.coordination.base import Changes, Coordination, Known
-from scalezero_wsgi.coordination.fleet import Fleet, Lead
 from scalezero_wsgi.coordination.memory import MemoryCoordination
+from scalezero_wsgi.coordination.peers import Fleet, Lead
 from scalezero_wsgi.events import Reporter
 from tests.coordination.stores import HELLO, UP, held
 
@@ -22,7 +22,7 @@ LOOK_EVERY = 60.0
 
 
 def check_following(leads: Coordination, follows: Coordination, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scalezero_wsgi.coordination.fleet.LOOK_EVERY", LOOK_EVERY)
+    monkeypatch.setattr("scalezero_wsgi.coordination.peers.LOOK_EVERY", LOOK_EVERY)
     subscribed = threading.Event()
     changes = follows.changes
 

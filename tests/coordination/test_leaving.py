@@ -10,7 +10,7 @@ from pathlib import Path
 
 from scalezero_wsgi import Function
 from scalezero_wsgi.coordination.base import Lease
-from scalezero_wsgi.coordination.fleet import Fleet
+from scalezero_wsgi.coordination.peers import Fleet
 from scalezero_wsgi.coordination.sqlite import SQLiteCoordination
 from scalezero_wsgi.events import Reporter
 from tests.servers.harness import ROOT

@@ -7,10 +7,10 @@ import math
 import time
 
 from scalezero_wsgi import Function, FunctionCache, FunctionScaler
-from scalezero_wsgi.coordination.fleet import Fleet
+from scalezero_wsgi.activation.function_cache import FunctionMeta
 from scalezero_wsgi.coordination.memory import MemoryCoordination
+from scalezero_wsgi.coordination.peers import Fleet
 from scalezero_wsgi.events import Reporter
-from scalezero_wsgi.function_cache import FunctionMeta
 from scalezero_wsgi.providers import CallbackProvider
 from tests import fakes
 from tests.clock import MovingClock

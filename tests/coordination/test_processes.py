@@ -24,7 +24,7 @@ import pytest
 from scalezero_wsgi import Function, ReplicaStatus
 from scalezero_wsgi.coordination import make_coordination
 from scalezero_wsgi.coordination.base import Known
-from scalezero_wsgi.coordination.fleet import BEAT, LEASE
+from scalezero_wsgi.coordination.peers import BEAT, LEASE
 from tests.coordination.crowd import ASKED, SETTING, STARTING, ZERO, Setup, Site, command
 from tests.coordination.test_redis import Server
 from tests.servers.harness import ROOT, until

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from scalezero_wsgi import Function, ReplicaStatus
 from scalezero_wsgi.coordination.base import CoordinationError, Failure, Known, Row, Start, Trouble
-from scalezero_wsgi.coordination.record import pack, pack_row, unpack, unpack_row
+from scalezero_wsgi.coordination.codec import pack, pack_row, unpack, unpack_row
 
 # Lone surrogates too: a label may hold what a provider could not decode.
 texts = st.text(st.characters(exclude_categories=()))

@@ -10,9 +10,15 @@ from dataclasses import replace
 import pytest
 
 from scalezero_wsgi import FunctionFailed, FunctionNotFound, ProviderError, ReplicaStatus
+from scalezero_wsgi.activation.activation import PROVIDER_PATIENCE, SILENT, UNWANTED_PAUSE
+from scalezero_wsgi.activation.function_cache import FunctionMeta
+from scalezero_wsgi.activation.outages import FIRST_PAUSE, LONGEST_PAUSE
+from scalezero_wsgi.activation.scaler import FOLLOW, LINGER
+from scalezero_wsgi.activation.single_flight import Flight
+from scalezero_wsgi.activation.starts import SETTLE, STABLE
 from scalezero_wsgi.coordination import CoordinationError
 from scalezero_wsgi.coordination.base import Failure, Known, Start, Trouble
-from scalezero_wsgi.coordination.fleet import BEAT, LEASE, RETELL
+from scalezero_wsgi.coordination.peers import BEAT, LEASE, RETELL
 from scalezero_wsgi.events import (
     CoordinationLost,
     CoordinationRestored,
@@ -20,13 +26,7 @@ from scalezero_wsgi.events import (
     ScaleRequested,
     StartFailed,
 )
-from scalezero_wsgi.function_cache import FunctionMeta
 from scalezero_wsgi.model import NotAvailable, ProviderSilent
-from scalezero_wsgi.outages import FIRST_PAUSE, LONGEST_PAUSE
-from scalezero_wsgi.scaler import FOLLOW, LINGER
-from scalezero_wsgi.single_flight import Flight
-from scalezero_wsgi.starts import SETTLE, STABLE
-from scalezero_wsgi.wake import PROVIDER_PATIENCE, SILENT, UNWANTED_PAUSE
 from tests.coordination.simulation import HELLO, Engine, Simulation
 from tests.fakes import STARTING, UP, ZERO
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from scalezero_wsgi import ProviderError
-from scalezero_wsgi.coordination.fleet import BEAT, LEASE
+from scalezero_wsgi.activation.activation import PROVIDER_PATIENCE, SLICE
+from scalezero_wsgi.activation.scaler import FOLLOW
+from scalezero_wsgi.activation.starts import SETTLE
+from scalezero_wsgi.coordination.peers import BEAT, LEASE
 from scalezero_wsgi.events import ScaleRequested
-from scalezero_wsgi.scaler import FOLLOW
-from scalezero_wsgi.starts import SETTLE
-from scalezero_wsgi.wake import PROVIDER_PATIENCE, SLICE
 from tests.coordination.simulation import FOREVER, Simulation, Task, Worker
 
 WORKERS = st.integers(0, 3)

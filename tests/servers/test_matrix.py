@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from scalezero_wsgi.server import UNKNOWN_CAPACITY, room_to_wait
+from scalezero_wsgi.servers.server import UNKNOWN_CAPACITY, room_to_wait
 from tests.engines.engine import engine
 from tests.servers.harness import Server, free_port, serving, until
 from tests.servers.matrix_client import Answer, ask, connect, hold, read, request, reset, sent

@@ -16,8 +16,8 @@ import requests
 from werkzeug.test import Client
 
 from scalezero_wsgi import ReplicaStatus, ScaleZeroMiddleware
+from scalezero_wsgi.activation.activation import PROVIDER_PATIENCE
 from scalezero_wsgi.providers import CallbackProvider
-from scalezero_wsgi.wake import PROVIDER_PATIENCE
 
 pytestmark = pytest.mark.soak
 

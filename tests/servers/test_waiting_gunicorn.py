@@ -245,7 +245,7 @@ def test_gevent_loses_nobody_when_all_look_up_at_the_moment_of_landing() -> None
     code = """if True:
         from gevent import monkey; monkey.patch_all()
         import threading, time
-        from scalezero_wsgi.single_flight import Flight
+        from scalezero_wsgi.activation.single_flight import Flight
 
         def lead():
             time.sleep(0.05)

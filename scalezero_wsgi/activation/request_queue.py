@@ -12,12 +12,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .bounded import Bounded
-from .client import gone_check
-from .durations import label_seconds
-from .function_cache import FunctionCache, FunctionMeta
-from .lookout import Lookout
-from .model import (
+from .._lib.bounded import Bounded
+from .._lib.durations import label_seconds
+from .._lib.per_process import PerProcess
+from ..model import (
     ClientGone,
     Function,
     FunctionNotFound,
@@ -28,17 +26,19 @@ from .model import (
     TooManyWaiting,
     WorkerStopping,
 )
+from ..servers.client import gone_check
+from ..servers.server import capacity_of, middleware_made, room_to_wait, this_server, warn_if_waiting_kills
+from ..servers.watch import Lookout
+from ..web.negotiation import Preferences, is_navigation, parse_prefer
+from .function_cache import FunctionCache, FunctionMeta
 from .outages import SILENT
-from .per_process import PerProcess
-from .preferences import Preferences, is_navigation, parse_prefer
 from .scaler import FunctionScaler
-from .server import capacity_of, middleware_made, room_to_wait, this_server, warn_if_waiting_kills
 from .single_flight import Flight
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-    from .settings import Settings
+    from ..settings import Settings
 
 GRACE = 0.1
 """Seconds in which a function of which nothing is known may prove to be available, before its client gets the
@@ -115,7 +115,7 @@ class Waiting:
         :raises ClientGone: the client has gone.
         :raises WorkerStopping: the worker was told to stop.
         :raises ScaleZeroError: it did not become available; see
-            :meth:`~scalezero_wsgi.scaler.FunctionScaler.ensure_available`.
+            :meth:`~scalezero_wsgi.activation.scaler.FunctionScaler.ensure_available`.
         """
         if not environ.get("wsgi.multithread", True):
             warn_if_waiting_kills()

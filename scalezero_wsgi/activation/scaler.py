@@ -13,13 +13,11 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from .coordination.base import Known, Trouble
-from .coordination.fleet import Fleet, Lead
-from .durations import label_seconds
-from .events import FunctionReady, ProviderFailed, Reporter
-from .function_cache import FunctionCache, FunctionMeta
-from .knowledge import Knowledge
-from .model import (
+from .._lib.durations import label_seconds
+from ..coordination.base import Known, Trouble
+from ..coordination.peers import Fleet, Lead
+from ..events import FunctionReady, ProviderFailed, Reporter
+from ..model import (
     Function,
     FunctionNotFound,
     NotAvailable,
@@ -27,11 +25,13 @@ from .model import (
     ProviderSilent,
     TooManyWaiting,
 )
+from ..providers.base import DoubtingProvider, Provider
+from .activation import Wake
+from .function_cache import FunctionCache, FunctionMeta
+from .knowledge import Knowledge
 from .outages import SILENT
-from .providers.base import DoubtingProvider, Provider
 from .single_flight import Flight, SingleFlight
 from .starts import median
-from .wake import Wake
 
 LINGER = 60.0
 """Seconds for which a start is watched once nobody waits for it any more, unless a setting or label says

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from fnmatch import translate
 from typing import TYPE_CHECKING
 
-from .model import Function
+from ..model import Function
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .model import Function, InvalidFunctionName, SettingError
+from ..model import Function, InvalidFunctionName, SettingError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Generic, TypeVar
 
+from .._lib.per_process import PerProcess
 from ..events import CoordinationLost, CoordinationRestored, Event, Reporter
 from ..model import Function, NotAvailable
-from ..per_process import PerProcess
 from .base import Coordination, CoordinationError, Known, Lease, Row
 
 T = TypeVar("T")

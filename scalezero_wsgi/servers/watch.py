@@ -11,8 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from .model import TooManyWaiting
-from .single_flight import Sleeper
+from ..activation.single_flight import Sleeper
+from ..model import TooManyWaiting
 
 LOOK_EVERY = 0.1
 """Seconds between two looks."""

@@ -6,14 +6,14 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+from .._lib.backoff import backoff_step, growing
+from ..coordination.base import Known, Trouble
+from ..coordination.peers import BEAT, Lead
+from ..events import ProviderFailed, ScaleRequested
+from ..model import Function, FunctionFailed, NotAvailable, ProviderError, ProviderSilent, ReplicaStatus
 from . import polling
-from .backoff import backoff_step, growing
-from .coordination.base import Known, Trouble
-from .coordination.fleet import BEAT, Lead
-from .events import ProviderFailed, ScaleRequested
 from .function_cache import FunctionMeta
 from .knowledge import WATCH, Knowledge
-from .model import Function, FunctionFailed, NotAvailable, ProviderError, ProviderSilent, ReplicaStatus
 from .single_flight import Flight
 from .starts import SETTLE
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .per_process import PerProcess
+from .._lib.per_process import PerProcess
 
 if TYPE_CHECKING:
     from types import FrameType

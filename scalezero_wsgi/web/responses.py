@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from werkzeug.wrappers import Response
 
-from .events import CallLog
-from .model import (
+from ..events import CallLog
+from ..model import (
     ClientGone,
     Function,
     FunctionFailed,
@@ -33,8 +33,8 @@ from .model import (
     TooManyWaiting,
     WorkerStopping,
 )
-from .pages import NO_PROGRESS, POLICY, Pages, Progress
-from .preferences import media_type, parse_prefer
+from ..pages import NO_PROGRESS, POLICY, Pages, Progress
+from .negotiation import media_type, parse_prefer
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

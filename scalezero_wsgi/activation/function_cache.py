@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from .bounded import Bounded
-from .model import AT_ZERO, Function, ReplicaStatus
+from .._lib.bounded import Bounded
+from ..model import AT_ZERO, Function, ReplicaStatus
 
 MAXSIZE = 10_000
 NOBODY = Function("")

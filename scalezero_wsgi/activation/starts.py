@@ -12,11 +12,11 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from .backoff import backoff_step
-from .bounded import Bounded
-from .coordination.base import Failure, Known, Start
-from .events import Reporter, StartFailed
-from .model import Function, FunctionFailed, ReplicaStatus
+from .._lib.backoff import backoff_step
+from .._lib.bounded import Bounded
+from ..coordination.base import Failure, Known, Start
+from ..events import Reporter, StartFailed
+from ..model import Function, FunctionFailed, ReplicaStatus
 
 SETTLE = 2.0
 """Seconds that a provider may take to show the count that was set, before it is set again."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from .coordination.base import Known, Trouble
-from .coordination.fleet import Lead
-from .events import Reporter
+from ..coordination.base import Known, Trouble
+from ..coordination.peers import Lead
+from ..events import Reporter
+from ..model import Function, FunctionFailed, FunctionNotFound, ProviderError, ReplicaStatus
+from ..providers.base import LearningProvider, Provider, WatchingProvider
 from .function_cache import FunctionCache, FunctionMeta
-from .model import Function, FunctionFailed, FunctionNotFound, ProviderError, ReplicaStatus
 from .outages import Outages
-from .providers.base import LearningProvider, Provider, WatchingProvider
 from .starts import Starts
 
 WATCH = 5.0

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .backoff import backoff_step
-from .bounded import Bounded
-from .events import OutageBegan, OutageEnded, Reporter
-from .model import Function, ProviderError, ProviderSilent
+from .._lib.backoff import backoff_step
+from .._lib.bounded import Bounded
+from ..events import OutageBegan, OutageEnded, Reporter
+from ..model import Function, ProviderError, ProviderSilent
 
 MAXSIZE = 10_000
 

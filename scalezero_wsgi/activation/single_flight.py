@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from .model import TooManyWaiting
-from .per_process import PerProcess
+from .._lib.per_process import PerProcess
+from ..model import TooManyWaiting
 
 K = TypeVar("K")
 T = TypeVar("T")

@@ -1,0 +1,1 @@
+"""All that reads ``environ`` or writes an answer."""
