@@ -12,7 +12,7 @@ from typing import Any
 
 from .middleware import ScaleZeroMiddleware
 from .model import MissingExtra, ScaleZeroError
-from .providers.process import ProcessFunction, ProcessProvider, Ready
+from .providers.process.provider import ProcessFunction, ProcessProvider, Ready
 from .proxy import FunctionProxy
 from .settings import Settings
 

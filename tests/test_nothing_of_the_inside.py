@@ -18,7 +18,7 @@ from werkzeug.test import Client, TestResponse
 from scalezero_wsgi import FunctionNotFound, ReplicaStatus, ScaleZeroMiddleware
 from scalezero_wsgi.events import CoordinationLost, Event
 from scalezero_wsgi.providers import CallbackProvider, ProcessProvider
-from scalezero_wsgi.providers.process import ProcessFunction, Ready
+from scalezero_wsgi.providers.process.provider import ProcessFunction, Ready
 from scalezero_wsgi.proxy import FunctionProxy
 from tests.fakes import STARTING, UP, ZERO, ScriptedProvider
 from tests.test_door_waiting import visits

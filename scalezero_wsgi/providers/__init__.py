@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from .docker import DockerProvider
     from .kubernetes import KubernetesProvider
     from .openfaas import OpenFaaSProvider
-    from .process import ProcessProvider
-    from .process_config import ProcessFunction, Ready, Stop
+    from .process import ProcessFunction, ProcessProvider, Ready, Stop
     from .swarm import SwarmProvider
 
 __all__ = [
@@ -51,10 +50,10 @@ _HOMES = {
     "DockerProvider": "docker",
     "KubernetesProvider": "kubernetes",
     "OpenFaaSProvider": "openfaas",
-    "ProcessFunction": "process_config",
+    "ProcessFunction": "process",
     "ProcessProvider": "process",
-    "Ready": "process_config",
-    "Stop": "process_config",
+    "Ready": "process",
+    "Stop": "process",
     "SwarmProvider": "swarm",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from scalezero_wsgi.providers.process import ProcessFunction, Ready
+from scalezero_wsgi.providers.process.provider import ProcessFunction, Ready
 
 DELAY = 4.0
 LONG_NAME = "w" * 63

@@ -23,7 +23,8 @@ import requests
 import yaml
 
 from scalezero_wsgi import Function, FunctionNotFound, ProviderError, ReplicaStatus
-from scalezero_wsgi.providers import KubernetesProvider, kubernetes_api
+from scalezero_wsgi.providers import KubernetesProvider
+from scalezero_wsgi.providers.kubernetes import api as kubernetes_api
 from scalezero_wsgi.testing import ProviderBench, ProviderContract
 from tests.engines.engine import build_image, engine, stopped
 from tests.engines.kubernetes_cluster import APPS, CORE, Cluster

@@ -23,7 +23,8 @@ import requests
 from docker.types import EndpointSpec, Healthcheck, RestartPolicy, ServiceMode
 
 from scalezero_wsgi.model import AT_ZERO, Function, FunctionNotFound, ProviderError, ReplicaStatus
-from scalezero_wsgi.providers import SwarmProvider, swarm
+from scalezero_wsgi.providers import SwarmProvider
+from scalezero_wsgi.providers.swarm import provider as swarm
 from scalezero_wsgi.testing import ProviderBench, ProviderContract
 from tests.engines.engine import IMAGE, build_image, engine, stopped
 from tests.engines.swarm_fakes import refusing_engine, silent_engine

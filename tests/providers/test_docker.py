@@ -28,11 +28,12 @@ from scalezero_wsgi import (
     ReplicaStatus,
     SettingError,
 )
-from scalezero_wsgi.providers import DockerProvider, docker_probe, make_provider
+from scalezero_wsgi.providers import DockerProvider, make_provider
 from scalezero_wsgi.providers.base import DoubtingProvider, ListingProvider, WatchingProvider
-from scalezero_wsgi.providers.docker_client import DockerClients, engine_errors, engine_url
-from scalezero_wsgi.providers.docker_container import Container, Reach, function_of
-from scalezero_wsgi.providers.docker_probe import Address, OwnAddress
+from scalezero_wsgi.providers.docker import probe as docker_probe
+from scalezero_wsgi.providers.docker.client import DockerClients, engine_errors, engine_url
+from scalezero_wsgi.providers.docker.container import Container, Reach, function_of
+from scalezero_wsgi.providers.docker.probe import Address, OwnAddress
 
 Answer = tuple[int, object]
 
@@ -270,7 +271,7 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_library_is_imported_only_when_a_provider_is_made() -> None:
-    script = "import sys, scalezero_wsgi.providers.docker; sys.exit('docker' in sys.modules)"
+    script = "import sys, scalezero_wsgi.providers.docker.provider; sys.exit('docker' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
@@ -474,7 +475,7 @@ def test_an_engine_that_ends_the_stream_of_events(fake: Fake, provider: DockerPr
 
 
 def test_events_of_a_socket() -> None:
-    from scalezero_wsgi.providers.docker_client import EngineEvents
+    from scalezero_wsgi.providers.docker.client import EngineEvents
 
     here, there = socket.socketpair()
     with here, there:

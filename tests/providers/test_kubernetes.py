@@ -24,9 +24,11 @@ import yaml
 
 from scalezero_wsgi import Function, FunctionNotFound, ProviderError, ReplicaStatus, SettingError
 from scalezero_wsgi.model import MissingExtra
-from scalezero_wsgi.providers import KubernetesProvider, kubernetes, kubernetes_api, make_provider
-from scalezero_wsgi.providers import kubernetes_objects as objects
+from scalezero_wsgi.providers import KubernetesProvider, make_provider
 from scalezero_wsgi.providers.base import ListingProvider, WatchingProvider
+from scalezero_wsgi.providers.kubernetes import api as kubernetes_api
+from scalezero_wsgi.providers.kubernetes import objects
+from scalezero_wsgi.providers.kubernetes import provider as kubernetes
 from scalezero_wsgi.testing import HOSTILE_NAMES
 
 NOW = 1_700_000_000.0

@@ -30,8 +30,10 @@ from scalezero_wsgi import (
     ReplicaStatus,
     SettingError,
 )
-from scalezero_wsgi.providers import OpenFaaSProvider, make_provider, openfaas, openfaas_http
+from scalezero_wsgi.providers import OpenFaaSProvider, make_provider
 from scalezero_wsgi.providers.base import DoubtingProvider, ListingProvider, WatchingProvider
+from scalezero_wsgi.providers.openfaas import http as openfaas_http
+from scalezero_wsgi.providers.openfaas import provider as openfaas
 from scalezero_wsgi.testing import HOSTILE_NAMES
 from scalezero_wsgi.testing.providers import asked_by_workers
 from tests.servers.harness import until

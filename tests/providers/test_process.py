@@ -24,11 +24,11 @@ from typing import Any
 import pytest
 
 from scalezero_wsgi.model import Function, FunctionNotFound, ProviderError, ReplicaStatus, SettingError
-from scalezero_wsgi.providers import process as module
-from scalezero_wsgi.providers import process_group
 from scalezero_wsgi.providers.base import ListingProvider, WatchingProvider
-from scalezero_wsgi.providers.process import ProcessFunction, ProcessProvider, Ready, Stop
-from scalezero_wsgi.providers.process_group import ProcessId
+from scalezero_wsgi.providers.process import group as process_group
+from scalezero_wsgi.providers.process import provider as module
+from scalezero_wsgi.providers.process.group import ProcessId
+from scalezero_wsgi.providers.process.provider import ProcessFunction, ProcessProvider, Ready, Stop
 
 ROOT = Path(__file__).parents[2]
 SERVE = [sys.executable, "-S", str(Path(__file__).with_name("serve.py")), "{port}"]
@@ -119,7 +119,7 @@ class Worker:
     def __init__(self, state_dir: Path, code: str) -> None:
         head = f"""\
             import os, sys, threading, time
-            from scalezero_wsgi.providers.process import ProcessFunction, ProcessProvider
+            from scalezero_wsgi.providers.process.provider import ProcessFunction, ProcessProvider
             provider = ProcessProvider({{"fn": ProcessFunction({SERVE!r})}}, state_dir={str(state_dir)!r})
             """
         self.process = subprocess.Popen(

@@ -22,9 +22,10 @@ from scalezero_wsgi.model import (
     ProviderError,
     SettingError,
 )
-from scalezero_wsgi.providers import SwarmProvider, make_provider, swarm
+from scalezero_wsgi.providers import SwarmProvider, make_provider
 from scalezero_wsgi.providers.base import DoubtingProvider, ListingProvider, WatchingProvider
-from scalezero_wsgi.providers.swarm_service import Service, Task, culprit
+from scalezero_wsgi.providers.swarm import provider as swarm
+from scalezero_wsgi.providers.swarm.service import Service, Task, culprit
 
 Json = dict[str, Any]
 

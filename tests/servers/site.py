@@ -8,7 +8,7 @@ import threading
 
 from scalezero_wsgi import ReplicaStatus
 from scalezero_wsgi.providers import ProcessProvider
-from scalezero_wsgi.providers.process import ProcessFunction, Ready
+from scalezero_wsgi.providers.process.provider import ProcessFunction, Ready
 
 HELLO = ProcessFunction([sys.executable, "-m", "scalezero_wsgi.demo", "echo", "{port}"], Ready("/"))
 

@@ -27,13 +27,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Self
 
-from .._lib.durations import seconds
-from ..model import Function, FunctionNotFound, ProviderError, ReplicaStatus, SettingError
-from . import kubernetes_objects as objects
-from .kubernetes_api import ApiError, KubernetesApi
-from .kubernetes_look import LABEL, NAME, NAMESPACE, Looks, Target, View
-from .kubernetes_objects import KINDS, Kind, at
-from .url import read_url
+from ..._lib.durations import seconds
+from ...model import Function, FunctionNotFound, ProviderError, ReplicaStatus, SettingError
+from ..url import read_url
+from . import objects
+from .api import ApiError, KubernetesApi
+from .objects import KINDS, Kind, at
+from .status import LABEL, NAME, NAMESPACE, Looks, Target, View
 
 __all__ = ["KubernetesProvider"]
 

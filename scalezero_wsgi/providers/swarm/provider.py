@@ -38,11 +38,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeVar
 
-from .._lib.bounded import Bounded
-from ..model import Function, FunctionNotFound, ProviderError, ReplicaStatus, SettingError
-from .docker_client import DockerClients, duration, engine_errors, engine_url
-from .docker_probe import Address
-from .swarm_service import FUNCTION, Port, Service, Task, culprit, task_of
+from ..._lib.bounded import Bounded
+from ...model import Function, FunctionNotFound, ProviderError, ReplicaStatus, SettingError
+from ..docker.client import DockerClients, duration, engine_errors, engine_url
+from ..docker.probe import Address
+from .service import FUNCTION, Port, Service, Task, culprit, task_of
 
 __all__ = ["SwarmProvider"]
 

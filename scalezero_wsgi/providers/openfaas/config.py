@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from .._lib.durations import seconds
-from ..model import SettingError
-from .url import read_url
+from ..._lib.durations import seconds
+from ...model import SettingError
+from ..url import read_url
 
 NAME = re.compile(r"[-a-zA-Z0-9_][-a-zA-Z0-9_.]{0,252}", re.ASCII)
 """What a function or a namespace can be called; it needs no encoding in a URL, and is never a dot segment."""

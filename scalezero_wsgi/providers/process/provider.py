@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import unquote
 
-from .._lib.per_process import PerProcess
-from ..model import Function, FunctionNotFound, ProviderError, ReplicaStatus
-from .probe import answers
-from .process_config import (
+from ..._lib.per_process import PerProcess
+from ...model import Function, FunctionNotFound, ProviderError, ReplicaStatus
+from ..probe import answers
+from ..url import read_url
+from .config import (
     ProcessFunction,
     Ready,
     Stop,
@@ -40,8 +41,7 @@ from .process_config import (
     split_name,
     wrong,
 )
-from .process_group import ProcessId
-from .url import read_url
+from .group import ProcessId
 
 __all__ = ["ProcessFunction", "ProcessProvider", "Ready", "Stop"]
 

@@ -33,10 +33,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NoReturn, Self, TypeVar
 
-from .._lib.bounded import Bounded
-from ..model import Function, FunctionNotFound, ProviderError, ReplicaStatus
-from . import openfaas_config as config
-from .openfaas_http import Answer, Client
+from ..._lib.bounded import Bounded
+from ...model import Function, FunctionNotFound, ProviderError, ReplicaStatus
+from . import config
+from .http import Answer, Client
 
 __all__ = ["OpenFaaSProvider"]
 

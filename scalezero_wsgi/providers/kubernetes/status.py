@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .._lib.bounded import Bounded
-from ..model import Function, FunctionNotFound, ProviderError, ReplicaStatus
-from . import kubernetes_objects as objects
-from .kubernetes_api import ApiError, KubernetesApi
-from .kubernetes_objects import Address, Kind, at
+from ..._lib.bounded import Bounded
+from ...model import Function, FunctionNotFound, ProviderError, ReplicaStatus
+from . import objects
+from .api import ApiError, KubernetesApi
+from .objects import Address, Kind, at
 
 _REMEMBERED = 10_000
 

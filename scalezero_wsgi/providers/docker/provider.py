@@ -34,12 +34,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Self
 
-from .._lib.bounded import Bounded
-from ..model import Function, FunctionNotFound, ReplicaStatus
-from .docker_client import DockerClients, duration, engine_url
-from .docker_container import Container, Reach
-from .docker_engine import CannotStart, DockerEngine
-from .docker_probe import Address
+from ..._lib.bounded import Bounded
+from ...model import Function, FunctionNotFound, ReplicaStatus
+from .client import DockerClients, duration, engine_url
+from .container import Container, Reach
+from .engine import CannotStart, DockerEngine
+from .probe import Address
 
 __all__ = ["DockerProvider"]
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from .._lib.durations import seconds
-from .._lib.per_process import PerProcess
-from ..model import MissingExtra, ProviderError, ScaleZeroError, SettingError
-from .url import read_url
+from ..._lib.durations import seconds
+from ..._lib.per_process import PerProcess
+from ...model import MissingExtra, ProviderError, ScaleZeroError, SettingError
+from ..url import read_url
 
 if TYPE_CHECKING:
     from docker import DockerClient

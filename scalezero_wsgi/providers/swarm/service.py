@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Self
 
-from ..model import Function, ProviderError
+from ...model import Function, ProviderError
 
 FUNCTION = "scalezero.function"
 NAMESPACE = "scalezero.namespace"

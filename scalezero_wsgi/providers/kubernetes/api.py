@@ -18,8 +18,8 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from .._lib.per_process import PerProcess
-from ..model import MissingExtra, ProviderError, SettingError
+from ..._lib.per_process import PerProcess
+from ...model import MissingExtra, ProviderError, SettingError
 
 if TYPE_CHECKING:
     import httpx2

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 
-from .probe import answers
+from ..probe import answers
 
 _HOLD = 0.25
 """Seconds for which a connection to the proxy must stay open. It ends one that it cannot pass on in a

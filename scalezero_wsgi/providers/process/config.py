@@ -13,8 +13,8 @@ from signal import Signals
 from types import MappingProxyType
 from typing import Any
 
-from .._lib.durations import seconds
-from ..model import Function, SettingError
+from ..._lib.durations import seconds
+from ...model import Function, SettingError
 
 _NAME_PART = re.compile(r"[a-zA-Z0-9_]([-a-zA-Z0-9_.]{0,61}[a-zA-Z0-9_])?", re.ASCII)
 _URL_PATH = re.compile(r"/[!-~]*", re.ASCII)

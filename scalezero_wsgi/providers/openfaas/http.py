@@ -18,8 +18,8 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
-from .._lib.per_process import PerProcess
-from ..model import ProviderError
+from ..._lib.per_process import PerProcess
+from ...model import ProviderError
 
 MAX_ANSWER = 16 * 2**20
 """Bytes; a longer answer is not read."""

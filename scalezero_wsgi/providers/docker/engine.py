@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .._lib.per_process import PerProcess
-from ..model import Function, FunctionNotFound
-from .docker_client import DockerClients
-from .docker_container import (
+from ..._lib.per_process import PerProcess
+from ...model import Function, FunctionNotFound
+from .client import DockerClients
+from .container import (
     FUNCTION,
     GROUP,
     IMAGE_MISSING,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from signal import Signals
 from typing import Any
 
-from ..model import Function, ProviderError, SettingError
-from .docker_probe import Address, OwnAddress
+from ...model import Function, ProviderError, SettingError
+from .probe import Address, OwnAddress
 
 FUNCTION = "scalezero.function"
 NAMESPACE = "scalezero.namespace"

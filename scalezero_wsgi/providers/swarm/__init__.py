@@ -1,0 +1,5 @@
+"""Functions as services of a Docker Swarm."""
+
+from .provider import SwarmProvider
+
+__all__ = ["SwarmProvider"]
