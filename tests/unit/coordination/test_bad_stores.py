@@ -1,0 +1,171 @@
+"""Stores that do some of what they should: the fleet does without them, and does no harm."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from scalezero_wsgi import Function, NotAvailable, ReplicaStatus, SettingError
+from scalezero_wsgi.coordination import CoordinationError, default
+from scalezero_wsgi.coordination.base import Changes, Known, Lease, Row
+from scalezero_wsgi.coordination.memory import MemoryCoordination
+from scalezero_wsgi.coordination.peers import BEAT, LOOK_EVERY, Fleet, Lead
+from scalezero_wsgi.coordination.redis import RedisCoordination
+from scalezero_wsgi.events import CoordinationLost, CoordinationRestored, Event, Reporter
+from tests.servers.harness import until
+from tests.support.clock import Clock
+
+HELLO = Function("hello")
+
+
+class TakesLeasesBack(MemoryCoordination):
+    def renew(self, lease: Lease, ttl: float) -> bool:
+        return False
+
+
+class TakesReportsOnly(MemoryCoordination):
+    def acquire(self, function: Function, worker: str, ttl: float) -> Lease | None:
+        raise CoordinationError("NOPERM")
+
+
+class FailsAtTheEnd(MemoryCoordination):
+    @contextlib.contextmanager
+    def changes(self, function: Function) -> Iterator[Changes]:
+        with super().changes(function) as changes:
+            yield changes
+        raise ValueError("not subscribed")
+
+
+class Filled(MemoryCoordination):
+    """A store that can be full: it is read then, and not written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full = False
+
+    def acquire(self, function: Function, worker: str, ttl: float) -> Lease | None:
+        lease = super().acquire(function, worker, ttl)
+        if lease is not None:
+            self._check()
+        return lease
+
+    def publish(self, lease: Lease, known: Known) -> bool:
+        self._check()
+        return super().publish(lease, known)
+
+    def report(self, row: Row, ttl: float) -> None:
+        self._check()
+        super().report(row, ttl)
+
+    def _check(self) -> None:
+        if self.full:
+            raise CoordinationError("full")
+
+
+def nothing(known: Known, news: bool) -> None:
+    return None
+
+
+def test_a_leader_that_loses_each_lease_at_once_does_not_spin() -> None:
+    leads: list[Lead] = []
+
+    def lead(lead: Lead) -> None:
+        leads.append(lead)
+        lead.confirm()
+
+    fleet = Fleet(TakesLeasesBack(), Reporter())
+    until = time.monotonic() + 10 * LOOK_EVERY
+    with pytest.raises(NotAvailable):
+        fleet.fly(HELLO, lambda: until, nothing, lead)
+    assert 2 <= len(leads) <= 12
+    assert not fleet.leads
+
+
+def test_a_store_that_takes_reports_only_does_not_come_and_go_for_ever() -> None:
+    clock, events = Clock(), list[Event]()
+    fleet = Fleet(TakesReportsOnly(clock), Reporter([events.append]), clock)
+    for _ in range(int(600 / BEAT)):
+        assert fleet.fly(HELLO, lambda: 1e9, nothing, lambda lead: "led") == "led"
+        fleet.beat()
+        clock.advance(BEAT)
+    lost = [event for event in events if isinstance(event, CoordinationLost)]
+    assert 5 <= len(lost) <= 20  # of 900
+
+
+def test_what_can_only_be_read_does_not_count_as_found() -> None:
+    store = Filled()
+    happened: list[Event] = []
+    fleet = Fleet(store, Reporter([happened.append]))
+    lease = store.acquire(HELLO, "another", 60.0)
+    assert lease is not None
+    looks = 0
+
+    def follow(known: Known, news: bool) -> ReplicaStatus | None:
+        nonlocal looks
+        looks += 1
+        return known.status
+
+    def lead(lead: Lead) -> ReplicaStatus | None:
+        raise AssertionError("another one leads")
+
+    ended = time.monotonic() + 20.0
+    fly: Callable[[], object] = lambda: fleet.fly(HELLO, lambda: ended, follow, lead)  # noqa: E731
+    follower = threading.Thread(target=fly, daemon=True)
+    assert store.publish(lease, Known(None))
+    follower.start()
+    until(lambda: looks > 1)
+    store.full = True
+    fleet.beat()
+    before = looks
+    until(lambda: looks > before + 3)
+    assert [type(each) for each in happened] == [CoordinationLost]
+    fleet.beat()
+    assert [type(each) for each in happened] == [CoordinationLost]
+    store.full = False
+    fleet.beat()
+    assert [type(each) for each in happened] == [CoordinationLost, CoordinationRestored]
+    assert store.publish(lease, Known(ReplicaStatus(1, 1)))
+    follower.join()
+
+
+def test_one_that_is_lost_now_and_then_is_found_at_once() -> None:
+    clock, events = Clock(), list[Event]()
+    fleet = Fleet(TakesReportsOnly(clock), Reporter([events.append]), clock)
+    for _ in range(5):
+        fleet.fly(HELLO, lambda: 1e9, nothing, lambda lead: "led")
+        fleet.beat()
+        clock.advance(100.0)
+    assert [type(event) for event in events] == [CoordinationLost, CoordinationRestored] * 5
+
+
+def test_a_subscription_that_cannot_be_ended_fails_nothing_and_keeps_no_lead() -> None:
+    store = FailsAtTheEnd()
+    fleet, other = Fleet(store, Reporter()), store.acquire(HELLO, "another", 0.2)
+    assert other is not None
+    until = time.monotonic() + 10.0
+    assert fleet.fly(HELLO, lambda: until, nothing, lambda lead: "led") == "led"
+    assert not fleet.leads
+
+
+@pytest.mark.parametrize("prefix", ["a{b}", "{", "}", ""])
+def test_a_prefix_that_would_part_the_keys_of_a_cluster_is_refused(prefix: str) -> None:
+    with pytest.raises(SettingError, match=r"prefix: .* is not allowed"):
+        RedisCoordination("redis://localhost", prefix=prefix)
+
+
+def test_what_another_container_has_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    long_ago = time.time() - 2 * default.ABANDONED
+    for name in ("gunicorn-1-7-9-0.db", "gunicorn-1-7-9-0.db-shm", "gunicorn-2-7-9-0.db-shm"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (long_ago, long_ago))
+    (tmp_path / "gunicorn-2-7-9-0.db").touch()  # whose index seems to be old
+    (tmp_path / "somebody-elses.db").touch()
+    default._sweep(tmp_path, "3")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"gunicorn-2-7-9-0.db", "gunicorn-2-7-9-0.db-shm", "somebody-elses.db"}

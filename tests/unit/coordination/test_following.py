@@ -1,0 +1,66 @@
+"""A follower has its outcome because the store wakes it, and not when it happens to look again."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scalezero_wsgi import Function
+from scalezero_wsgi.coordination import make_coordination
+from scalezero_wsgi.coordination.base import Changes, Coordination, Known
+from scalezero_wsgi.coordination.memory import MemoryCoordination
+from scalezero_wsgi.coordination.peers import Fleet, Lead
+from scalezero_wsgi.events import Reporter
+from tests.unit.coordination.stores import HELLO, UP, held
+
+LOOK_EVERY = 60.0
+
+
+def check_following(leads: Coordination, follows: Coordination, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scalezero_wsgi.coordination.peers.LOOK_EVERY", LOOK_EVERY)
+    subscribed = threading.Event()
+    changes = follows.changes
+
+    @contextlib.contextmanager
+    def note(function: Function) -> Iterator[Changes]:
+        with changes(function) as subscription:
+            subscribed.set()
+            yield subscription
+
+    monkeypatch.setattr(follows, "changes", note)
+    outcomes: list[str] = []
+    until = time.monotonic() + 2 * LOOK_EVERY
+
+    def follow(told: Known, news: bool) -> str | None:
+        return told.name if news else None
+
+    def lead(lead: Lead) -> str:
+        raise AssertionError("the lease is held")
+
+    fleet = Fleet(follows, Reporter())
+    lease = held(leads)
+    follower = threading.Thread(
+        target=lambda: outcomes.append(fleet.fly(HELLO, lambda: until, follow, lead)), daemon=True
+    )
+    follower.start()
+    assert subscribed.wait(20)
+    assert leads.publish(lease, UP)
+    follower.join(LOOK_EVERY / 3)
+    fleet._worker.get()._stop()  # or its heart would go on reporting to this store
+    assert outcomes == [UP.name]
+
+
+def test_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryCoordination()
+    check_following(store, store, monkeypatch)
+
+
+def test_on_one_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o700)
+    url = f"sqlite://{tmp_path}/meet.db"
+    check_following(make_coordination(url), make_coordination(url), monkeypatch)

@@ -1,0 +1,110 @@
+"""What several workers remember of a function's starts, above all with a provider that knows only what it
+was told itself."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from scalezero_wsgi import Function, FunctionCache, FunctionScaler
+from scalezero_wsgi.activation.function_cache import FunctionMeta
+from scalezero_wsgi.coordination.memory import MemoryCoordination
+from scalezero_wsgi.coordination.peers import Fleet
+from scalezero_wsgi.events import Reporter
+from scalezero_wsgi.providers import CallbackProvider
+from tests.support import fakes
+from tests.support.clock import MovingClock
+
+HELLO = Function("hello")
+
+
+class World:
+    """Workers over one store, each with a provider of its own."""
+
+    def __init__(self) -> None:
+        self.clock = MovingClock()
+        self.store = MemoryCoordination(clock=self.clock)
+        self.calls: list[int] = []
+
+    def worker(self) -> FunctionScaler:
+        number, report = len(self.calls), Reporter()
+        provider = CallbackProvider(scale_up=lambda *_: self.calls.append(number), clock=self.clock)
+        cache = FunctionCache(0.25, clock=self.clock)
+        fleet = Fleet(self.store, report, self.clock)
+        return FunctionScaler(provider, cache, report=report, fleet=fleet, clock=self.clock)
+
+    def wake(self, scaler: FunctionScaler, since: float = -math.inf) -> FunctionMeta:
+        return scaler.ensure_available(HELLO, self.clock() + 60.0, since=since)
+
+    def calls_after(self, seconds: float) -> int:
+        self.clock.advance(seconds)
+        return len(self.calls)
+
+
+def test_what_one_worker_started_is_up_for_all() -> None:
+    world = World()
+    workers = [world.worker() for _ in range(4)]
+    for _ in range(3):
+        for worker in workers:
+            assert world.wake(worker).available
+            assert world.calls_after(10.0) == 1  # each time another one leads
+
+
+def test_also_for_one_that_comes_later() -> None:
+    world = World()
+    world.wake(world.worker())
+    world.clock.advance(600.0)
+    assert world.wake(world.worker()).available
+    assert len(world.calls) == 1
+
+
+def test_what_one_worker_doubts_is_started_again_once() -> None:
+    world = World()
+    first, second = world.worker(), world.worker()
+    world.wake(first)
+    meta = world.wake(second)
+    world.clock.advance(10.0)
+    assert second.doubt(meta)
+    doubted_at = world.clock()
+    second.look(HELLO, 1.0)  # which believes nobody's memory from before
+    world.clock.advance(0.1)
+    renewed = world.wake(second, since=doubted_at)
+    assert renewed.usage.woken_at >= doubted_at
+    assert len(world.calls) == 2
+    world.clock.advance(10.0)
+    assert world.wake(first).available
+    assert len(world.calls) == 2
+
+
+def test_what_one_worker_scaled_down_is_down_for_all() -> None:
+    world = World()
+    first, second = world.worker(), world.worker()
+    world.wake(first)
+    world.wake(second)
+    first._knowledge._provider.set_replicas("hello", "", 0)
+    world.clock.advance(10.0)
+    first.look(HELLO, 1.0)
+    world.clock.advance(10.0)
+    assert not first._cache.get("hello")[0].replicas
+    assert world.wake(second).available
+    assert len(world.calls) == 2
+
+
+def test_what_another_worker_has_started_again_has_been_woken_for_this_one_too() -> None:
+    """So that a request which met the old replica is passed down once more."""
+    store, provider, nobody = MemoryCoordination(), fakes.Fleet(time.monotonic), Reporter()
+    one, other = (
+        FunctionScaler(provider, FunctionCache(30.0), report=nobody, fleet=Fleet(store, nobody))
+        for _ in range(2)
+    )
+    metas = [each.ensure_available(HELLO, time.monotonic() + 20.0) for each in (one, other)]
+    provider.set_replicas(*HELLO, 0)
+    for scaler, meta in zip((one, other), metas, strict=True):
+        assert scaler.doubt(meta)
+        renewed = scaler.ensure_available(HELLO, time.monotonic() + 20.0, since=time.monotonic())
+        assert renewed.usage.woken_at > meta.last_refresh
+        # It was not found to be there although it was doubted: what is there is another one. So the next
+        # error is a reason to ask, however soon it comes.
+        assert scaler.doubt(renewed)
+        scaler.ensure_available(HELLO, time.monotonic() + 20.0, since=time.monotonic())
+    assert [replicas for _, replicas in provider.sets] == [1, 0, 1]
