@@ -27,9 +27,9 @@ from .activation.activation import SILENT
 from .activation.function_cache import FunctionCache, FunctionMeta
 from .activation.request_queue import Waiting
 from .activation.scaler import FunctionScaler
-from .coordination.base import KEEP, Row
+from .coordination.base import KEEP, WorkerReport
 from .coordination.default import default_coordination
-from .coordination.peers import Fleet
+from .coordination.peers import Peers
 from .events import CallLog, EventLog, Reporter, RequestRefused, RequestReplayed, WaitGivenUp
 from .model import (
     Function,
@@ -120,9 +120,9 @@ class ScaleZeroMiddleware:
         )
         self._report = Reporter([EventLog(clock), *settings.hooks])
         store = settings.coordination or default_coordination()
-        fleet = Fleet(store, self._report, clock, row=self._row)
+        peers = Peers(store, self._report, clock, row=self._row)
         self.scaler = FunctionScaler(
-            provider, self.cache, report=self._report, fleet=fleet, linger=settings.linger, clock=clock
+            provider, self.cache, report=self._report, peers=peers, linger=settings.linger, clock=clock
         )
         self._waiting = Waiting(self.scaler, self.cache, settings, clock)
         self._names = Names(settings.names, settings.default_namespace)
@@ -259,13 +259,13 @@ class ScaleZeroMiddleware:
             return ProviderSilent("the provider has not told whether the function is at zero")
         return MayNotWake(function, self.settings.no_wake_status)
 
-    def _row(self, worker: str) -> Row:
+    def _row(self, worker: str) -> WorkerReport:
         """What this worker does, for the others to see."""
         now = self._clock()
         uses = self.cache.uses()
         recently = now - KEEP
         pages = {function: 1 for function, at in self._asked_after.items() if now <= at + PAGE_INTEREST}
-        return Row(
+        return WorkerReport(
             worker,
             in_flight={function: len(usage.in_flight) for function, usage in uses if usage.in_flight},
             waiting=pages | self._waiting.by_function(),

@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from .._lib.backoff import backoff_step, growing
-from ..coordination.base import Known, Trouble
-from ..coordination.peers import BEAT, Lead
+from ..coordination.base import ProviderFault, SharedStatus
+from ..coordination.peers import BEAT, Leadership
 from ..events import ProviderFailed, ScaleRequested
 from ..model import Function, FunctionFailed, NotAvailable, ProviderError, ProviderSilent, ReplicaStatus
 from . import polling
@@ -96,7 +96,7 @@ class Wake:
         self._met_unavailable = False
         flight.trouble = ProviderSilent("the provider did not answer in time")
 
-    def follow(self, told: Known, news: bool) -> FunctionMeta | None:
+    def follow(self, told: SharedStatus, is_update: bool) -> FunctionMeta | None:
         """Take the outcome from another leader, if there is one.
 
         :raises ScaleZeroError: there is one, and it is not a replica.
@@ -104,7 +104,7 @@ class Wake:
         self._flight.trouble = self._trouble_of(told)
         if told.status is not None and not told.status.available_replicas:
             self._flight.starting = True
-        meta = self._knowledge.take(self._function, told, news, self._since)
+        meta = self._knowledge.take(self._function, told, is_update, self._since)
         if meta is not None and meta.available:
             start = told.start
             if start is not None and self._clock() - start.age >= self._begun:
@@ -114,21 +114,21 @@ class Wake:
         if meta is not None:
             self._met_unavailable = True
         self._starts.refuse_while_resting(self._function)
-        if news and told.trouble is not None and told.trouble.final:
+        if is_update and told.trouble is not None and told.trouble.final:
             raise ProviderError("the provider failed another worker for too long: see its log")
         return None
 
     @staticmethod
-    def _trouble_of(told: Known) -> ProviderError | None:
+    def _trouble_of(told: SharedStatus) -> ProviderError | None:
         if told.trouble is not None and told.trouble.age <= SILENT:
             return ProviderError("the provider fails another worker: see its log")
         return ProviderSilent("no worker has had an answer of the provider") if told.age > SILENT else None
 
-    def lead(self, lead: Lead) -> FunctionMeta:
+    def lead(self, lead: Leadership) -> FunctionMeta:
         """Loop until a replica is available.
 
         :raises ScaleZeroError: there will be none.
-        :raises LeadLost: another worker leads.
+        :raises LeadershipLost: another worker leads.
         """
         self._lead = lead
         self._flight.trouble = ProviderSilent("the provider did not answer in time")
@@ -240,7 +240,7 @@ class Wake:
         self._knowledge.report(ProviderFailed(self._function, error))
         too_long = patience.lost(error)
         meta = self._knowledge.cache.find(self._function)
-        self._knowledge.tell(self._function, self._lead, meta, trouble=Trouble(final=too_long))
+        self._knowledge.tell(self._function, self._lead, meta, trouble=ProviderFault(final=too_long))
         if too_long:
             raise error
         self._sleep(patience.delays)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from ..coordination.base import Known, Trouble
-from ..coordination.peers import Lead
+from ..coordination.base import ProviderFault, SharedStatus
+from ..coordination.peers import Leadership
 from ..events import Reporter
 from ..model import Function, FunctionFailed, FunctionNotFound, ProviderError, ReplicaStatus
 from ..providers.base import LearningProvider, Provider, WatchingProvider
@@ -50,7 +50,7 @@ class Knowledge:
     def query(
         self,
         function: Function,
-        lead: Lead,
+        lead: Leadership,
         seen: ReplicaStatus | None = None,
         trouble: ProviderError | None = None,
         started_at: float | None = None,
@@ -90,11 +90,11 @@ class Knowledge:
         meta = self._see(function, status, asked_at)
         if started_at is not None and meta.available:  # before it is told, so that it is told along
             self.starts.took(function, self.clock() - started_at)
-        troubled = None if trouble is None or meta.available else Trouble()
-        self.tell(function, lead, meta, trouble=troubled, news=status != seen)
+        troubled = None if trouble is None or meta.available else ProviderFault()
+        self.tell(function, lead, meta, trouble=troubled, is_update=status != seen)
         return meta
 
-    def set_replicas(self, function: Function, lead: Lead, replicas: int) -> None:
+    def set_replicas(self, function: Function, lead: Leadership, replicas: int) -> None:
         """Ask the provider for so many replicas.
 
         :raises FunctionNotFound: the provider does not know the function.
@@ -114,20 +114,20 @@ class Knowledge:
     def tell(
         self,
         function: Function,
-        lead: Lead,
+        lead: Leadership,
         meta: FunctionMeta | None,
         *,
-        trouble: Trouble | None = None,
-        news: bool = True,
+        trouble: ProviderFault | None = None,
+        is_update: bool = True,
     ) -> None:
         """Tell the fleet a status, and what is remembered of the function's starts."""
-        known = Known(None, trouble=trouble)
+        known = SharedStatus(None, trouble=trouble)
         if meta is not None and not meta.doubted:
-            known = Known(meta.status, max(0.0, self.clock() - meta.last_refresh), trouble=trouble)
-        lead.publish(self.starts.tell(function, known), news=news)
+            known = SharedStatus(meta.status, max(0.0, self.clock() - meta.last_refresh), trouble=trouble)
+        lead.publish(self.starts.tell(function, known), is_update=is_update)
 
     def take(
-        self, function: Function, told: Known, news: bool, since: float = -math.inf
+        self, function: Function, told: SharedStatus, is_update: bool, since: float = -math.inf
     ) -> FunctionMeta | None:
         """Learn what another worker was told.
 
@@ -146,13 +146,13 @@ class Knowledge:
         asked_at = self.clock() - told.age
         if asked_at < since:
             return None
-        news = news and told.trouble is None  # a trouble is told along with an answer from before
+        is_update = is_update and told.trouble is None  # a trouble is told along with an answer from before
         if told.trouble is None:
             self.outages.answered(function, asked_at)
         if told.status is not None:
             meta = self._see(function, told.status, asked_at)
-            return meta if news or told.age <= self.cache.expiry else None
-        if told.trouble is None and (news or told.age <= self.cache.missing_expiry):
+            return meta if is_update or told.age <= self.cache.expiry else None
+        if told.trouble is None and (is_update or told.age <= self.cache.missing_expiry):
             self.cache.set_missing(function, asked_at)
             raise FunctionNotFound(*function)
         return None
@@ -165,6 +165,6 @@ class Knowledge:
         meta.usage.woken_at = self.starts.up_at(function)
         return meta
 
-    def _tell_missing(self, lead: Lead, function: Function) -> None:
+    def _tell_missing(self, lead: Leadership, function: Function) -> None:
         self.cache.set_missing(function)
-        lead.publish(Known(None))
+        lead.publish(SharedStatus(None))

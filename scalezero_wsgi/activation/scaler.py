@@ -14,8 +14,8 @@ from collections.abc import Callable
 from functools import partial
 
 from .._lib.durations import label_seconds
-from ..coordination.base import Known, Trouble
-from ..coordination.peers import Fleet, Lead
+from ..coordination.base import ProviderFault, SharedStatus
+from ..coordination.peers import Leadership, Peers
 from ..events import FunctionReady, ProviderFailed, Reporter
 from ..model import (
     Function,
@@ -82,7 +82,7 @@ class FunctionScaler:
         cache: FunctionCache,
         *,
         report: Reporter | None = None,
-        fleet: Fleet | None = None,
+        peers: Peers | None = None,
         linger: float = LINGER,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] | None = None,
@@ -92,7 +92,7 @@ class FunctionScaler:
         self._cache = cache
         self._report = report or Reporter()
         self._linger = linger
-        self._fleet = fleet or Fleet(None, self._report, clock)
+        self._peers = peers or Peers(None, self._report, clock)
         self._clock = clock
         # Looked up late: gevent may replace time.sleep after this line has run.
         self._sleep = sleep or (lambda duration: time.sleep(duration))
@@ -194,10 +194,10 @@ class FunctionScaler:
         """:raises FunctionFailed: the function is left alone after a failed start."""
         self._knowledge.starts.refuse_while_resting(function)
 
-    def told(self, function: Function) -> Known | None:
+    def told(self, function: Function) -> SharedStatus | None:
         """What the fleet's store holds of the function; ``None``: nothing, or there is no store. Keeps
         nothing of it."""
-        return self._fleet.known(function)
+        return self._peers.known(function)
 
     def look(self, function: Function, timeout: float) -> ProviderError | None:
         """Have the function's status asked for, without waking it, and wait for that.
@@ -340,7 +340,7 @@ class FunctionScaler:
             usual=partial(self._usual, function),
             ends=partial(self._ends, function, flight),
         )
-        return self._fleet.fly(function, partial(self._ends, function, flight), wake.follow, wake.lead)
+        return self._peers.run_once(function, partial(self._ends, function, flight), wake.follow, wake.lead)
 
     def _ends(self, function: Function, flight: Flight[FunctionMeta]) -> float:
         """Monotonic seconds after which a flight is of use to nobody."""
@@ -349,24 +349,24 @@ class FunctionScaler:
         return min(flight.until, flight.wanted_until + self._linger_of(function))
 
     def _refresh(self, function: Function, flight: Flight[None]) -> None:
-        def follow(told: Known, news: bool) -> bool | None:
-            if self._knowledge.take(function, told, news) is not None:
+        def follow(told: SharedStatus, is_update: bool) -> bool | None:
+            if self._knowledge.take(function, told, is_update) is not None:
                 return True
             if told.trouble is not None and told.trouble.age <= self._outages.pause(function):
                 self._outages.failed(function, ProviderError("it fails another worker: see its log"))
                 return True
             return None
 
-        def lead(lead: Lead) -> bool:
+        def lead(lead: Leadership) -> bool:
             try:
                 self._knowledge.query(function, lead)
             except ProviderError:
-                self._knowledge.tell(function, lead, self._cache.find(function), trouble=Trouble())
+                self._knowledge.tell(function, lead, self._cache.find(function), trouble=ProviderFault())
                 raise
             return True
 
         try:
-            self._fleet.fly(function, lambda: flight.begun + FOLLOW, follow, lead)
+            self._peers.run_once(function, lambda: flight.begun + FOLLOW, follow, lead)
         except FunctionNotFound:
             pass
         except NotAvailable:  # the worker that asks has had no answer for as long; or it waits for a start

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from .._lib.backoff import backoff_step
 from .._lib.bounded import Bounded
-from ..coordination.base import Failure, Known, Start
+from ..coordination.base import Failure, SharedStatus, Start
 from ..events import Reporter, StartFailed
 from ..model import Function, FunctionFailed, ReplicaStatus
 
@@ -184,7 +184,7 @@ class Starts:
 
     # What the fleet knows of them
 
-    def tell(self, function: Function, known: Known) -> Known:
+    def tell(self, function: Function, known: SharedStatus) -> SharedStatus:
         """What is known, and with it the last start, how long starts took, and the failures."""
         now = self._clock()
         known = replace(known, durations=self.durations(function))
@@ -197,7 +197,7 @@ class Starts:
             known = replace(known, start=Start(start.name, now - start.at, start.shown, up_for))
         return known
 
-    def learn(self, function: Function, told: Known) -> None:
+    def learn(self, function: Function, told: SharedStatus) -> None:
         """Remember what another worker told."""
         if told.start is not None:
             self._learn_start(function, told.start)

@@ -81,7 +81,7 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class ProviderFault:
     """The provider fails the leader. Why is in the leader's log; it is not fit for a store.
 
     :param age: seconds since it did.
@@ -93,7 +93,7 @@ class Trouble:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class SharedStatus:
     """What the fleet knows of a function.
 
     :param status: the last one; ``None`` if the provider does not know the function, or has not said
@@ -107,7 +107,7 @@ class Known:
     age: float = 0.0
     failure: Failure | None = None
     start: Start | None = None
-    trouble: Trouble | None = None
+    trouble: ProviderFault | None = None
     name: str = ""
     durations: tuple[float, ...] = ()
 
@@ -116,7 +116,7 @@ class Known:
         """Seconds for which a store keeps it."""
         return KEEP_MISSING if self.status is None and self.failure is None else KEEP
 
-    def after(self, passed: float) -> Known:
+    def after(self, passed: float) -> SharedStatus:
         """The same, ``passed`` seconds later."""
         failure, start, trouble = self.failure, self.start, self.trouble
         return replace(
@@ -129,7 +129,7 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class WorkerReport:
     """What a worker does, by function; all of it as it was when the worker reported.
 
     :param in_flight: requests that the application is serving.
@@ -172,24 +172,28 @@ class Coordination(Protocol):
     def release(self, lease: Lease) -> None:
         """Give it back. What another one holds is not touched."""
 
-    def publish(self, lease: Lease, known: Known) -> bool:
+    def publish(self, lease: Lease, known: SharedStatus) -> bool:
         """Replace what is known; ``False`` if the lease has lapsed or gone to another.
 
         The store forgets it after a time; after seconds if there is no status.
         """
 
-    def known(self, function: Function) -> Known | None:
+    def known(self, function: Function) -> SharedStatus | None:
         """What the fleet knows; ``None``: nothing."""
 
     def changes(self, function: Function) -> AbstractContextManager[Changes]:
         """Subscribe to what is published of a function, and to the end of its lease; but a lease that
         lapses makes no change."""
 
-    def report(self, row: Row, ttl: float) -> None:
+    def report(self, row: WorkerReport, ttl: float) -> None:
         """Say what a worker does; it counts as gone ``ttl`` seconds after its last report."""
 
     def leave(self, worker: str) -> None:
         """Take the worker's row away."""
 
-    def workers(self) -> Sequence[Row]:
+    def workers(self) -> Sequence[WorkerReport]:
         """The rows of those who live."""
+
+
+# The names of 0.1's first release, for stores that were written against it.
+Known, Trouble, Row = SharedStatus, ProviderFault, WorkerReport

@@ -12,18 +12,18 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from ..model import Function, ReplicaStatus
-from .base import CoordinationError, Failure, Known, Row, Start, Trouble
+from .base import CoordinationError, Failure, ProviderFault, SharedStatus, Start, WorkerReport
 
 _COUNTS = ("in_flight", "waiting", "unused_for")
-_PARTS = {"status": ReplicaStatus, "failure": Failure, "start": Start, "trouble": Trouble}
+_PARTS = {"status": ReplicaStatus, "failure": Failure, "start": Start, "trouble": ProviderFault}
 
 
-def pack(known: Known) -> str:
+def pack(known: SharedStatus) -> str:
     """As text."""
     return json.dumps(_named(known), default=_plain, skipkeys=True)
 
 
-def unpack(text: str, passed: float) -> Known | None:
+def unpack(text: str, passed: float) -> SharedStatus | None:
     """From text; ``None`` if it cannot be read.
 
     :param passed: seconds since it was told, by the store's clock.
@@ -34,13 +34,13 @@ def unpack(text: str, passed: float) -> Known | None:
         told = json.loads(text)
         parts = {name: _made(kind, told.get(name)) for name, kind in _PARTS.items()}
         durations = tuple(map(_duration, told.get("durations", ())))
-        known = Known(**parts, age=told["age"], name=told["name"], durations=durations)
+        known = SharedStatus(**parts, age=told["age"], name=told["name"], durations=durations)
         return known.after(max(0.0, passed))
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
-def pack_row(row: Row) -> str:
+def pack_row(row: WorkerReport) -> str:
     """As text."""
     told = {name: getattr(row, name) for name in _COUNTS}
     return json.dumps(
@@ -48,14 +48,14 @@ def pack_row(row: Row) -> str:
     )
 
 
-def unpack_row(worker: str, text: str) -> Row:
+def unpack_row(worker: str, text: str) -> WorkerReport:
     """From text.
 
     :raises CoordinationError: the text is not such a record.
     """
     try:
         told = json.loads(text)
-        return Row(
+        return WorkerReport(
             worker,
             **{
                 field: {Function(name, namespace): value for name, namespace, value in told[field]}

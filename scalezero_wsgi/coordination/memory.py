@@ -10,7 +10,7 @@ from typing import Any
 
 from .._lib.per_process import PerProcess
 from ..model import Function
-from .base import Changes, Known, Lease, Row
+from .base import Changes, Lease, SharedStatus, WorkerReport
 
 SWEEP_EVERY = 1.0
 """Seconds between two looks for what has expired."""
@@ -23,8 +23,8 @@ class _Memory:
         self.lock = threading.Lock()
         self.token = 0
         self.leases: dict[Function, tuple[Lease, float]] = {}
-        self.known: dict[Function, tuple[tuple[Known, float], float]] = {}
-        self.rows: dict[str, tuple[Row, float]] = {}
+        self.known: dict[Function, tuple[tuple[SharedStatus, float], float]] = {}
+        self.rows: dict[str, tuple[WorkerReport, float]] = {}
         self.waiting: dict[Function, list[_Changes]] = {}
         self.sweep_at = 0.0
 
@@ -75,7 +75,7 @@ class MemoryCoordination:
                 del memory.leases[lease.function]
                 _wake(memory, lease.function)
 
-    def publish(self, lease: Lease, known: Known) -> bool:
+    def publish(self, lease: Lease, known: SharedStatus) -> bool:
         """Replace what is known."""
         with self._locked() as (memory, now):
             if _alive(memory.leases.get(lease.function), now) != lease:
@@ -84,7 +84,7 @@ class MemoryCoordination:
             _wake(memory, lease.function)
             return True
 
-    def known(self, function: Function) -> Known | None:
+    def known(self, function: Function) -> SharedStatus | None:
         """What is known."""
         now = self._clock()
         found = _alive(self._memory.get().known.get(function), now)
@@ -104,7 +104,7 @@ class MemoryCoordination:
                 if not memory.waiting[function]:
                     del memory.waiting[function]
 
-    def report(self, row: Row, ttl: float) -> None:
+    def report(self, row: WorkerReport, ttl: float) -> None:
         """Say what a worker does."""
         with self._locked() as (memory, now):
             memory.rows[row.worker] = row, now + ttl
@@ -114,7 +114,7 @@ class MemoryCoordination:
         with self._locked() as (memory, _):
             memory.rows.pop(worker, None)
 
-    def workers(self) -> Sequence[Row]:
+    def workers(self) -> Sequence[WorkerReport]:
         """Who lives."""
         with self._locked() as (memory, now):
             return [row for row, expires in memory.rows.values() if now < expires]

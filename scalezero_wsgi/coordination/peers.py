@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 from .._lib.per_process import PerProcess
 from ..events import CoordinationLost, CoordinationRestored, Event, Reporter
 from ..model import Function, NotAvailable
-from .base import Coordination, CoordinationError, Known, Lease, Row
+from .base import Coordination, CoordinationError, Lease, SharedStatus, WorkerReport
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -51,19 +51,19 @@ RETELL = 1.0
 """Seconds after which a leader tells again what has not changed."""
 
 
-class LeadLost(Exception):
+class LeadershipLost(Exception):
     """Another worker leads by now, or one may: look again."""
 
 
-class Lead:
+class Leadership:
     """The lead of one flight, until the block of ``with`` ends; or of one that is nobody else's business.
 
     :param lease: ``None``: the store cannot be used, or there is none.
     :param until: monotonic seconds up to which the lease is kept; a leader that takes longer hangs.
     """
 
-    def __init__(self, fleet: Fleet, lease: Lease | None, until: Callable[[], float]) -> None:
-        self._fleet = fleet
+    def __init__(self, peers: Peers, lease: Lease | None, until: Callable[[], float]) -> None:
+        self._peers = peers
         self._lease = lease
         self._until = until
         self._gone = False
@@ -71,26 +71,26 @@ class Lead:
         self._told = 0
         self._told_at = float("-inf")
         if lease is not None:
-            fleet.leads.add(self)
+            peers.leads.add(self)
 
-    def __enter__(self) -> Lead:
+    def __enter__(self) -> Leadership:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    def publish(self, known: Known, *, news: bool = True) -> None:
+    def publish(self, known: SharedStatus, *, is_update: bool = True) -> None:
         """Tell the fleet; what a replaced leader tells is not taken.
 
         :param news: ``False``: it was told before, and is told again only now and then.
         """
-        lease, now = self._lease, self._fleet.clock()
-        if lease is None or not (news or now >= self._told_at + RETELL):
+        lease, now = self._lease, self._peers.clock()
+        if lease is None or not (is_update or now >= self._told_at + RETELL):
             return
         self._told += 1
         self._told_at = now
         named = replace(known, name=f"{lease.token}.{self._told}")
-        self._note(self._fleet.attempt(lambda store: store.publish(lease, named)))
+        self._note(self._peers.attempt(lambda store: store.publish(lease, named)))
 
     @property
     def replaced(self) -> bool:
@@ -100,10 +100,10 @@ class Lead:
     def check(self) -> None:
         """Whether it makes sense to go on.
 
-        :raises LeadLost: it does not.
+        :raises LeadershipLost: it does not.
         """
-        if self._gone or (self._lease is None and self._fleet.joined):
-            raise LeadLost
+        if self._gone or (self._lease is None and self._peers.joined):
+            raise LeadershipLost
 
     def confirm(self) -> None:
         """Right before something is done that must be done once.
@@ -111,21 +111,21 @@ class Lead:
         A process that is stopped after this, for longer than its lease, does it late all the same: nothing
         but the provider itself could prevent that.
 
-        :raises LeadLost: it must not be done.
+        :raises LeadershipLost: it must not be done.
         """
         self.renew()
         self.check()
 
     def keep(self) -> None:
         """Keep the lease, unless its holder hangs."""
-        if self._fleet.clock() <= max(self._until(), self._acting_until):
+        if self._peers.clock() <= max(self._until(), self._acting_until):
             self.renew()
 
     @contextlib.contextmanager
     def acting(self) -> Iterator[None]:
         """Keep the lease for the length of a call that changes something, whoever still wants its outcome:
         another worker would make the same call beside it."""
-        self._acting_until = self._fleet.clock() + ACT
+        self._acting_until = self._peers.clock() + ACT
         try:
             yield
         finally:
@@ -135,21 +135,21 @@ class Lead:
         """Make the lease last from now on."""
         if self._lease is not None:
             lease = self._lease
-            self._note(self._fleet.attempt(lambda store: store.renew(lease, LEASE)))
+            self._note(self._peers.attempt(lambda store: store.renew(lease, LEASE)))
 
     def others_wait(self, function: Function) -> bool:
         """Whether requests of other workers wait for the function, as they last reported. A store that fails
         tells of nobody."""
         if self._lease is None:
             return False
-        return self._fleet.others_wait(function)
+        return self._peers.others_wait(function)
 
     def end(self) -> None:
         """Give it back."""
         if self._lease is not None:
             lease = self._lease
-            self._fleet.leads.discard(self)
-            self._fleet.attempt(lambda store: store.release(lease))
+            self._peers.leads.discard(self)
+            self._peers.attempt(lambda store: store.release(lease))
 
     def _note(self, taken: bool | None) -> None:
         if taken is False:  # None: the store cannot be used; then nobody else leads through it
@@ -159,12 +159,12 @@ class Lead:
 class _Worker:
     """What a fleet has in one process: its name there, its leads, and the thread that keeps them."""
 
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
+    def __init__(self, peers: Peers) -> None:
+        self._peers = peers
         self._pid = os.getpid()
         self.name = f"{socket.gethostname()}:{self._pid}:{uuid.uuid4().hex[:8]}"
-        self.leads: set[Lead] = set()
-        self._asking: set[object] = set()
+        self.leads: set[Leadership] = set()
+        self._acquiring: set[object] = set()
         self.lock = threading.Lock()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -174,7 +174,7 @@ class _Worker:
         with self.lock:
             if self._thread is not None:
                 return
-            thread = threading.Thread(target=self._beat, name="scalezero-heart", daemon=True)
+            thread = threading.Thread(target=self._beat, name="scalezero-heartbeat", daemon=True)
             try:
                 thread.start()
             except RuntimeError:  # can't start new thread: another flight will try again
@@ -185,22 +185,22 @@ class _Worker:
     def _beat(self) -> None:
         while True:
             try:
-                self._fleet.beat()
+                self._peers.heartbeat()
             except Exception:
                 logger.exception("a beat failed")
             if self._stopped.wait(BEAT):
                 return
 
     @contextlib.contextmanager
-    def asking(self) -> Iterator[bool]:
+    def acquiring(self) -> Iterator[bool]:
         """While a lease is asked for; whether it may be. A process that exits waits for the answer: a lease
         that it took to its grave would hold up the others until it lapses."""
         one = object()
-        self._asking.add(one)
+        self._acquiring.add(one)
         try:
             yield not self._stopped.is_set()
         finally:
-            self._asking.discard(one)
+            self._acquiring.discard(one)
 
     def _stop(self) -> None:
         if os.getpid() != self._pid:  # a child inherits what is registered
@@ -209,14 +209,14 @@ class _Worker:
         if self._thread is not None:
             self._thread.join(1.0)  # or it would report once more
         deadline = time.monotonic() + 1.0
-        while self._asking and time.monotonic() < deadline:
+        while self._acquiring and time.monotonic() < deadline:
             time.sleep(0.001)
         for lead in list(self.leads):
             lead.end()
-        self._fleet.attempt(lambda store: store.leave(self.name))
+        self._peers.attempt(lambda store: store.leave(self.name))
 
 
-class Fleet:
+class Peers:
     """Joins this process to the others. Safe for threads and after a fork: a child is a worker of its own.
 
     :param store: where they meet; ``None``: nowhere.
@@ -229,7 +229,7 @@ class Fleet:
         store: Coordination | None,
         report: Reporter,
         clock: Callable[[], float] = time.monotonic,
-        row: Callable[[str], Row] = Row,
+        row: Callable[[str], WorkerReport] = WorkerReport,
     ) -> None:
         self.clock = clock
         self._store = store
@@ -241,12 +241,12 @@ class Fleet:
         self._turned_at = float("-inf")
         self._rest = 0.0
 
-    def fly(
+    def run_once(
         self,
         function: Function,
         until: Callable[[], float],
-        follow: Callable[[Known, bool], T | None],
-        lead: Callable[[Lead], T],
+        follow: Callable[[SharedStatus, bool], T | None],
+        lead: Callable[[Leadership], T],
     ) -> T:
         """Lead a function's flight, or follow it until its outcome is known.
 
@@ -258,10 +258,10 @@ class Fleet:
         """
         while True:
             found = self._join(function, until, follow)
-            if not isinstance(found, Lead):
+            if not isinstance(found, Leadership):
                 return found
             begun = self.clock()
-            with contextlib.suppress(LeadLost), found:
+            with contextlib.suppress(LeadershipLost), found:
                 return lead(found)
             if self.clock() > until():
                 raise NotAvailable(function, self.clock() - begun)
@@ -277,12 +277,12 @@ class Fleet:
         """This process's name among the others."""
         return self._worker.get().name
 
-    def asking(self) -> contextlib.AbstractContextManager[bool]:
+    def acquiring(self) -> contextlib.AbstractContextManager[bool]:
         """To be held while a lease is asked for, until it is a lead; whether it may be."""
-        return self._worker.get().asking()
+        return self._worker.get().acquiring()
 
     @property
-    def leads(self) -> set[Lead]:
+    def leads(self) -> set[Leadership]:
         """The leads that this process holds."""
         return self._worker.get().leads
 
@@ -310,15 +310,15 @@ class Fleet:
             self._turn(True, turns, CoordinationLost(failed))
             raise failed from error
 
-    def known(self, function: Function) -> Known | None:
+    def known(self, function: Function) -> SharedStatus | None:
         """What the others know of a function; what this worker does is reported from then on."""
         known = self.attempt(lambda store: store.known(function))
         if known is not None:
-            self._start_heart()
+            self._start_heartbeat()
         return known
 
     def others_wait(self, function: Function) -> bool:
-        """See :meth:`Lead.others_wait`."""
+        """See :meth:`Leadership.others_wait`."""
         if self._store is None or self._lost:
             return False
         try:  # not use(): a row that cannot be read, as of a later release, is no reason to go on alone
@@ -327,7 +327,7 @@ class Fleet:
             return False
         return any(row.waiting.get(function) for row in rows if row.worker != self.worker)
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Keep the leases, and report what this worker does.
 
         The report tries a store that is lost. It is a write: one that is full, or read-only, can be read
@@ -344,19 +344,19 @@ class Fleet:
                     self._turn(False, turns, CoordinationRestored())
 
     def _join(
-        self, function: Function, until: Callable[[], float], follow: Callable[[Known, bool], T | None]
-    ) -> Lead | T:
+        self, function: Function, until: Callable[[], float], follow: Callable[[SharedStatus, bool], T | None]
+    ) -> Leadership | T:
         if self._store is None:
-            return Lead(self, None, until)
-        self._start_heart()
+            return Leadership(self, None, until)
+        self._start_heartbeat()
         if self._lost:
-            return Lead(self, None, until)
+            return Leadership(self, None, until)
         try:
             return _Look(self, self._store, function, until, follow).search()
         except CoordinationError:
-            return Lead(self, None, until)
+            return Leadership(self, None, until)
 
-    def _start_heart(self) -> None:
+    def _start_heartbeat(self) -> None:
         self._worker.get().start()
 
     def _turn(self, lost: bool, turns: int, event: Event) -> None:
@@ -378,22 +378,22 @@ class _Look(Generic[T]):
 
     def __init__(
         self,
-        fleet: Fleet,
+        peers: Peers,
         store: Coordination,
         function: Function,
         until: Callable[[], float],
-        follow: Callable[[Known, bool], T | None],
+        follow: Callable[[SharedStatus, bool], T | None],
     ) -> None:
-        self._fleet = fleet
+        self._peers = peers
         self._store = store
         self._function = function
         self._until = until
         self._follow = follow
-        self._begun = fleet.clock()
+        self._begun = peers.clock()
         self._looked = False
         self._before: str | None = None  # what was published last before the first look
 
-    def search(self) -> Lead | T:
+    def search(self) -> Leadership | T:
         found = self._try()
         if found is not None:
             return found
@@ -404,7 +404,7 @@ class _Look(Generic[T]):
                 found = self._try()
                 if found is not None:
                     return found
-                now = self._fleet.clock()
+                now = self._peers.clock()
                 if now > self._until():
                     raise NotAvailable(self._function, now - self._begun)
                 self._use(lambda _: changes.wait(LOOK_EVERY))
@@ -412,21 +412,21 @@ class _Look(Generic[T]):
             with contextlib.suppress(CoordinationError):
                 self._use(lambda _: subscription.__exit__(None, None, None))
 
-    def _try(self) -> Lead | T | None:
+    def _try(self) -> Leadership | T | None:
         outcome = self._look()
         if outcome is not None:
             return outcome
         lead = self._ask()
         return None if lead is None else self._begin(lead)
 
-    def _ask(self) -> Lead | None:
-        with self._fleet.asking() as may_ask:
+    def _ask(self) -> Leadership | None:
+        with self._peers.acquiring() as may_ask:
             if not may_ask:
                 return None
-            lease = self._use(lambda store: store.acquire(self._function, self._fleet.worker, LEASE))
-            return None if lease is None else Lead(self._fleet, lease, self._until)
+            lease = self._use(lambda store: store.acquire(self._function, self._peers.worker, LEASE))
+            return None if lease is None else Leadership(self._peers, lease, self._until)
 
-    def _begin(self, lead: Lead) -> Lead | T:
+    def _begin(self, lead: Leadership) -> Leadership | T:
         try:
             outcome = self._look()  # the last leader may just have ended
         except BaseException:
@@ -438,14 +438,14 @@ class _Look(Generic[T]):
         return outcome
 
     def _look(self) -> T | None:
-        asked_at = self._fleet.clock()
+        asked_at = self._peers.clock()
         known = self._use(lambda store: store.known(self._function))
         name = None if known is None else known.name
         if not self._looked:
             self._looked, self._before = True, name
         if known is None:
             return None
-        return self._follow(known.after(self._fleet.clock() - asked_at), name != self._before)
+        return self._follow(known.after(self._peers.clock() - asked_at), name != self._before)
 
     def _use(self, call: Callable[[Coordination], U]) -> U:
-        return self._fleet.use(self._store, call)
+        return self._peers.use(self._store, call)

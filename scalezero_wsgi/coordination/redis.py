@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from .._lib.per_process import PerProcess
 from ..model import Function, MissingExtra, SettingError
-from .base import Changes, CoordinationError, Known, Lease, Row
+from .base import Changes, CoordinationError, Lease, SharedStatus, WorkerReport
 from .codec import pack, pack_row, unpack, unpack_row
 
 try:
@@ -154,14 +154,14 @@ class RedisCoordination:
         keys = [self._key(lease.function, "lease")]
         self._run(_RELEASE, keys, lease.token, self._key(lease.function, "changes"))
 
-    def publish(self, lease: Lease, known: Known) -> bool:
+    def publish(self, lease: Lease, known: SharedStatus) -> bool:
         """Replace what is known."""
         keys = [self._key(lease.function, "lease"), self._key(lease.function, "known")]
         keep = _milliseconds(known.keep)
         channel = self._key(lease.function, "changes")
         return bool(self._run(_PUBLISH, keys, lease.token, channel, keep, pack(known)))
 
-    def known(self, function: Function) -> Known | None:
+    def known(self, function: Function) -> SharedStatus | None:
         """What is known."""
         now, found = self._run(_KNOWN, [self._key(function, "known")])
         if not found:
@@ -178,7 +178,7 @@ class RedisCoordination:
         finally:
             changes.close()
 
-    def report(self, row: Row, ttl: float) -> None:
+    def report(self, row: WorkerReport, ttl: float) -> None:
         """Say what a worker does."""
         self._run(_REPORT, [self._workers], _milliseconds(ttl), row.worker, pack_row(row))
 
@@ -186,7 +186,7 @@ class RedisCoordination:
         """Take a row away."""
         self._run(_LEAVE, [self._workers], worker)
 
-    def workers(self) -> Sequence[Row]:
+    def workers(self) -> Sequence[WorkerReport]:
         """Who lives."""
         now, found = self._run(_WORKERS, [self._workers])
         rows = [(worker, *_timed(text)) for worker, text in zip(found[::2], found[1::2], strict=True)]

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from .._lib.per_process import PerProcess
 from ..model import Function, SettingError
-from .base import Changes, CoordinationError, Known, Lease, Row
+from .base import Changes, CoordinationError, Lease, SharedStatus, WorkerReport
 from .codec import pack, pack_row, unpack, unpack_row
 
 T = TypeVar("T")
@@ -190,7 +190,7 @@ class SQLiteCoordination:
         """Give the lease back."""
         self._write(lambda it: it.execute(f"DELETE {_HELD}", (*lease.function, lease.token, self._clock())))
 
-    def publish(self, lease: Lease, known: Known) -> bool:
+    def publish(self, lease: Lease, known: SharedStatus) -> bool:
         """Replace what is known."""
         record = pack(known)
         told = self._clock()  # an age is of this moment, however long the file is busy
@@ -205,7 +205,7 @@ class SQLiteCoordination:
 
         return self._write(tell)
 
-    def known(self, function: Function) -> Known | None:
+    def known(self, function: Function) -> SharedStatus | None:
         """What is known."""
         now = self._clock()
         select = "SELECT told, record FROM known WHERE name = ? AND namespace = ? AND expires > ?"
@@ -225,7 +225,7 @@ class SQLiteCoordination:
 
         yield _Changes(lambda: (self._version(), state))
 
-    def report(self, row: Row, ttl: float) -> None:
+    def report(self, row: WorkerReport, ttl: float) -> None:
         """Say what a worker does."""
         record = pack_row(row)
 
@@ -241,7 +241,7 @@ class SQLiteCoordination:
         """Take a row away."""
         self._write(lambda connection: connection.execute("DELETE FROM workers WHERE worker = ?", (worker,)))
 
-    def workers(self) -> Sequence[Row]:
+    def workers(self) -> Sequence[WorkerReport]:
         """Who lives."""
         select = "SELECT worker, record FROM workers WHERE expires > ?"
         rows = self._use(lambda connection: _rows(connection, select, self._clock()))

@@ -12,7 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from ..coordination.base import Coordination, CoordinationError, Failure, Known, Lease, Row, Start, Trouble
+from ..coordination.base import (
+    Coordination,
+    CoordinationError,
+    Failure,
+    Lease,
+    ProviderFault,
+    SharedStatus,
+    Start,
+    WorkerReport,
+)
 from ..model import Function, ReplicaStatus
 
 
@@ -44,7 +53,7 @@ HELLO = Function("hello")
 TTL = 30.0
 """Seconds; longer than any test takes."""
 
-UP = Known(ReplicaStatus(1, 1))
+UP = SharedStatus(ReplicaStatus(1, 1))
 
 COORDINATION_NAMES = tuple(
     Function(*parts)
@@ -73,13 +82,13 @@ def _held(store: Coordination, function: Function = HELLO, ttl: float = TTL) -> 
     return lease
 
 
-def _tell(store: Coordination, known: Known, function: Function = HELLO) -> None:
+def _tell(store: Coordination, known: SharedStatus, function: Function = HELLO) -> None:
     lease = _held(store, function)
     assert store.publish(lease, known)
     store.release(lease)
 
 
-def _told(store: Coordination, function: Function = HELLO) -> Known:
+def _told(store: Coordination, function: Function = HELLO) -> SharedStatus:
     known = store.known(function)
     assert known is not None, "nothing is known"
     return known
@@ -134,7 +143,7 @@ def _use_all(store: Coordination) -> None:
         assert store.known(lease.function) is not None
         changes.wait(0.01)
     store.release(lease)
-    store.report(Row("used"), TTL)
+    store.report(WorkerReport("used"), TTL)
     store.workers()
     store.leave("used")
 
@@ -247,7 +256,7 @@ class CoordinationContract:
         store = bench.open()
         leases = [_held(store, function) for function in COORDINATION_NAMES]
         for number, lease in enumerate(leases):
-            assert store.publish(lease, Known(ReplicaStatus(number, 0)))
+            assert store.publish(lease, SharedStatus(ReplicaStatus(number, 0)))
         for number, function in enumerate(COORDINATION_NAMES):
             assert _told(store, function).status == ReplicaStatus(number, 0)
         store.release(leases[0])
@@ -296,41 +305,44 @@ class CoordinationContract:
             endpoint="http://[::1]:8080/x?y",
             failure="it's broken",
         )
-        _tell(bench.open(), Known(status))
+        _tell(bench.open(), SharedStatus(status))
         assert _told(bench.open()).status == status
 
     def test_defaults_are_kept(self, bench: CoordinationBench) -> None:
         """No limit, no endpoint, no failure."""
-        _tell(bench.open(), Known(ReplicaStatus(0, 0)))
+        _tell(bench.open(), SharedStatus(ReplicaStatus(0, 0)))
         told = _told(bench.open())
-        assert replace(told, age=0.0) == Known(ReplicaStatus(0, 0))
+        assert replace(told, age=0.0) == SharedStatus(ReplicaStatus(0, 0))
 
     def test_that_a_function_is_unknown_is_kept(self, bench: CoordinationBench) -> None:
         """Which is more than to know nothing."""
-        _tell(bench.open(), Known(None))
+        _tell(bench.open(), SharedStatus(None))
         assert _told(bench.open()).status is None
 
     def test_what_is_told_last_counts(self, bench: CoordinationBench) -> None:
         """All of it is replaced."""
         store = bench.open()
-        _tell(store, Known(ReplicaStatus(1, 0), 5.0, Failure(1, "1.5", "broken", 60.0), Start("s"), name="1"))
-        _tell(bench.open(), Known(ReplicaStatus(2, 1), name="2"))
+        _tell(
+            store,
+            SharedStatus(ReplicaStatus(1, 0), 5.0, Failure(1, "1.5", "broken", 60.0), Start("s"), name="1"),
+        )
+        _tell(bench.open(), SharedStatus(ReplicaStatus(2, 1), name="2"))
         told = _told(store)
         assert told.age < 5.0
-        assert replace(told, age=0.0) == Known(ReplicaStatus(2, 1), name="2")
+        assert replace(told, age=0.0) == SharedStatus(ReplicaStatus(2, 1), name="2")
 
     def test_what_time_changes_goes_on(self, bench: CoordinationBench) -> None:
         """From what it was told with, whoever asks: ages grow, and a rest counts down, below zero at last."""
         failure = Failure(3, "17.25", "it's broken", 1.0)
-        start, trouble = Start("host:1/2", 20.0), Trouble(30.0, final=True)
-        told = Known(ReplicaStatus(0, 0), 10.0, failure, start, trouble, "host:1/2.3")
+        start, trouble = Start("host:1/2", 20.0), ProviderFault(30.0, final=True)
+        told = SharedStatus(ReplicaStatus(0, 0), 10.0, failure, start, trouble, "host:1/2.3")
         _tell(bench.open(), told)
         self._must_be_older(told, _told(bench.open()), 0.0)
         bench.pass_time(1.5)
         self._must_be_older(told, _told(bench.open()), 1.5)
 
     @staticmethod
-    def _must_be_older(told: Known, known: Known, seconds: float) -> None:
+    def _must_be_older(told: SharedStatus, known: SharedStatus, seconds: float) -> None:
         """By as much; a second more may have passed between."""
         passed = known.age - told.age
         assert seconds - 0.01 <= passed < seconds + 1.0
@@ -353,10 +365,10 @@ class CoordinationContract:
 
     def test_workers_report(self, bench: CoordinationBench) -> None:
         """The last report of each counts, until it leaves."""
-        a = Row("host:1:x", {HELLO: 2, Function("a", "b"): 0}, {Function("a.b"): 1}, {HELLO: 0.25})
-        b = Row("host:2:ä")
+        a = WorkerReport("host:1:x", {HELLO: 2, Function("a", "b"): 0}, {Function("a.b"): 1}, {HELLO: 0.25})
+        b = WorkerReport("host:2:ä")
         store, other = bench.open(), bench.open()
-        store.report(Row("host:1:x", {HELLO: 1}), TTL)
+        store.report(WorkerReport("host:1:x", {HELLO: 1}), TTL)
         store.report(a, TTL)
         other.report(b, TTL)
         assert sorted(bench.open().workers(), key=lambda row: row.worker) == [a, b]
@@ -366,11 +378,11 @@ class CoordinationContract:
     def test_a_worker_that_says_no_more_is_gone(self, bench: CoordinationBench) -> None:
         """Each for itself."""
         store = bench.open()
-        store.report(Row("a"), 0.2)
-        store.report(Row("b"), TTL)
+        store.report(WorkerReport("a"), 0.2)
+        store.report(WorkerReport("b"), TTL)
         bench.pass_time(0.3)
-        assert list(bench.open().workers()) == [Row("b")]
-        store.report(Row("a"), TTL)
+        assert list(bench.open().workers()) == [WorkerReport("b")]
+        store.report(WorkerReport("a"), TTL)
         assert len(store.workers()) == 2
 
     # Changes
@@ -383,7 +395,7 @@ class CoordinationContract:
             other.publish(lease, UP)
             assert changes.wait(TTL)
             self._calm(changes.wait)
-            other.publish(lease, Known(ReplicaStatus(2, 2)))
+            other.publish(lease, SharedStatus(ReplicaStatus(2, 2)))
             other.release(lease)
             assert changes.wait(TTL)
 
@@ -409,7 +421,7 @@ class CoordinationContract:
             for number in range(rounds):
                 time.sleep(0.03)
                 os.write(write, f"{time.monotonic()}\n".encode())
-                other.publish(lease, Known(ReplicaStatus(number, 0)))
+                other.publish(lease, SharedStatus(ReplicaStatus(number, 0)))
 
         with store.changes(HELLO) as changes:
             self._calm(changes.wait)
@@ -448,7 +460,7 @@ class CoordinationContract:
     def test_it_is_safe_for_threads(self, bench: CoordinationBench) -> None:
         """A counter that the leader alone reads and writes misses nothing."""
         store, rounds = bench.open(), 10
-        _tell(store, Known(ReplicaStatus(0, 0)))
+        _tell(store, SharedStatus(ReplicaStatus(0, 0)))
 
         def count() -> None:
             done = 0
@@ -460,7 +472,7 @@ class CoordinationContract:
                         continue
                     status = _told(store).status
                     assert status is not None
-                    assert store.publish(lease, Known(ReplicaStatus(status.replicas + 1, 0)))
+                    assert store.publish(lease, SharedStatus(ReplicaStatus(status.replicas + 1, 0)))
                     store.release(lease)
                     done += 1
 
@@ -475,7 +487,7 @@ class CoordinationContract:
         def disturb() -> None:
             while not stop.is_set():
                 store.known(HELLO)
-                store.report(Row("busy"), TTL)
+                store.report(WorkerReport("busy"), TTL)
 
         def use() -> None:
             _use_all(store)
@@ -530,11 +542,11 @@ class CoordinationContract:
         for number in range(300):
             function = Function(f"invented-{number}")
             lease = _held(store, function)
-            store.publish(lease, Known(None))
+            store.publish(lease, SharedStatus(None))
             store.release(lease)
         assert bench.size() <= 300
         failed = Function("failed")  # that is no invented one
-        _tell(store, Known(None, failure=Failure(6, "a", "exited", 60.0)), failed)
+        _tell(store, SharedStatus(None, failure=Failure(6, "a", "exited", 60.0)), failed)
         bench.pass_time(12.0)
         _tell(store, UP)
         assert bench.size() <= 3
@@ -554,7 +566,7 @@ class CoordinationContract:
             lambda: store.publish(lease, UP),
             lambda: store.known(HELLO),
             lambda: _wait_for_a_change(store),
-            lambda: store.report(Row("a"), TTL),
+            lambda: store.report(WorkerReport("a"), TTL),
             lambda: store.leave("a"),
             lambda: store.workers(),
         ):

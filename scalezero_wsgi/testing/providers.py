@@ -16,7 +16,7 @@ from .._lib.backoff import backoff_step
 from ..activation.function_cache import FunctionCache
 from ..activation.scaler import FunctionScaler
 from ..coordination.memory import MemoryCoordination
-from ..coordination.peers import Fleet
+from ..coordination.peers import Peers
 from ..events import Event, Reporter, StartFailed
 from ..model import (
     Function,
@@ -165,9 +165,9 @@ def asked_by_workers(
                 tries.outcomes.add(type(error))
 
     store, counted = MemoryCoordination(), _Counted(provider, tries)
-    fleets = [Fleet(store, Reporter()) for _ in range(workers)]
+    fleets = [Peers(store, Reporter()) for _ in range(workers)]
     scalers = [
-        FunctionScaler(counted, FunctionCache(0.25), report=Reporter([note]), fleet=fleet) for fleet in fleets
+        FunctionScaler(counted, FunctionCache(0.25), report=Reporter([note]), peers=peers) for peers in fleets
     ]
     threads = [threading.Thread(target=ask, args=(scaler,)) for scaler in scalers for _ in range(requests)]
     for thread in threads:
@@ -178,8 +178,8 @@ def asked_by_workers(
         done.set()
         for thread in threads:
             thread.join()
-        for fleet in fleets:
-            fleet._worker.get()._stop()
+        for peers in fleets:
+            peers._worker.get()._stop()
 
 
 def _is_at_zero(status: ReplicaStatus) -> bool:

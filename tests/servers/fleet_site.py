@@ -96,7 +96,7 @@ def make() -> Any:
     def hello(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         body = f"{os.getpid()}\n".encode()
         if environ["PATH_INFO"] == "/stores":
-            paths = [getattr(door.scaler._fleet._store, "_path", None) for door in doors]
+            paths = [getattr(door.scaler._peers._store, "_path", None) for door in doors]
             body = json.dumps([os.getpid(), [path and str(path) for path in paths]]).encode()
         start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
         return [body]

@@ -42,7 +42,7 @@ class ScriptedProvider:
                 raise self.set_errors.pop(0)
 
 
-class Fleet:
+class FakeEngine:
     """Functions that start when they are told to, ``delay`` seconds later by the given clock."""
 
     def __init__(self, clock: Callable[[], float], delay: float = 0.0, known: set[str] | None = None) -> None:

@@ -29,7 +29,7 @@ from scalezero_wsgi.providers import (
     ProcessProvider,
 )
 from tests.support.clock import Clock
-from tests.support.fakes import UP, Fleet
+from tests.support.fakes import UP, FakeEngine
 from tests.unit.activation.test_request_queue import PATIENCE, eventually
 from tests.unit.test_middleware import App, ask
 from tests.unit.test_middleware_waiting import STATUS, begin, state
@@ -37,7 +37,7 @@ from tests.unit.test_middleware_waiting import STATUS, begin, state
 SECRET = Function("secret", "fn")
 
 
-class Engine(Fleet):
+class Engine(FakeEngine):
     """A provider that has a namespace of its own."""
 
     own_namespace = "fn"
@@ -177,7 +177,7 @@ def test_the_page_names_it_so_that_its_status_is_found() -> None:
 
 
 def test_providers_without_a_namespace_of_their_own_are_as_they_were() -> None:
-    for provider in (Engine(""), Fleet(time.monotonic), CallbackProvider(scale_up=lambda *_: None)):
+    for provider in (Engine(""), FakeEngine(time.monotonic), CallbackProvider(scale_up=lambda *_: None)):
         door = ScaleZeroMiddleware(app := App(), provider, deny=["secret.fn"])
         assert ask(door, "/function/secret.fn")[0] == "404 NOT FOUND"
         assert ask(door, "/function/secret")[0] == "200 OK"

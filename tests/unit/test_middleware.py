@@ -35,7 +35,7 @@ from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.events import Event, OutageBegan, OutageEnded, RequestReplayed
 from scalezero_wsgi.providers import CallbackProvider
 from tests.support.clock import Clock, MovingClock
-from tests.support.fakes import STARTING, UP, ZERO, Fleet, ScriptedProvider
+from tests.support.fakes import STARTING, UP, ZERO, FakeEngine, ScriptedProvider
 
 Environ = dict[str, Any]
 
@@ -126,7 +126,7 @@ class TestWhatIsNotAFunctions:
 
 class TestTheWayOfARequest:
     def test_a_cold_function_is_woken_and_the_second_request_is_warm(self) -> None:
-        app, fleet = App(), Fleet(time.monotonic, delay=0.05)
+        app, fleet = App(), FakeEngine(time.monotonic, delay=0.05)
         door = ScaleZeroMiddleware(app, fleet, cache_expiry=60)
         status, headers, _ = ask(door)
         assert status == "200 OK"
@@ -509,7 +509,7 @@ class TestAFunctionScaledDownBehindOurBack:
     class Down:
         """An app whose function answers only while the fleet has it up."""
 
-        def __init__(self, fleet: Fleet, answer: str | Exception = "502 Bad Gateway") -> None:
+        def __init__(self, fleet: FakeEngine, answer: str | Exception = "502 Bad Gateway") -> None:
             self.fleet = fleet
             self.answer = answer
             self.calls: list[Environ] = []
@@ -541,8 +541,8 @@ class TestAFunctionScaledDownBehindOurBack:
 
     def scene(
         self, kind: type[Down] = Down, answer: str | Exception = "502 Bad Gateway", **settings: Any
-    ) -> tuple[ScaleZeroMiddleware, Down, Fleet]:
-        fleet = Fleet(time.monotonic, delay=0.05)
+    ) -> tuple[ScaleZeroMiddleware, Down, FakeEngine]:
+        fleet = FakeEngine(time.monotonic, delay=0.05)
         app = kind(fleet, answer)
         door = ScaleZeroMiddleware(app, fleet, cache_expiry=60, **settings)
         assert ask(door)[0] == "200 OK"
@@ -635,7 +635,7 @@ class TestAFunctionScaledDownBehindOurBack:
         assert len(app.calls) == 100
 
     def test_the_second_answer_stands_whatever_it_is(self) -> None:
-        fleet = Fleet(time.monotonic)
+        fleet = FakeEngine(time.monotonic)
         app = App("200 OK", "502 Bad Gateway")
         door = ScaleZeroMiddleware(app, fleet, cache_expiry=60)
         ask(door)
@@ -669,7 +669,7 @@ class TestAFunctionScaledDownBehindOurBack:
             write(b"written ")
             return [b"returned"]
 
-        fleet = Fleet(time.monotonic)
+        fleet = FakeEngine(time.monotonic)
         door = ScaleZeroMiddleware(app, fleet, cache_expiry=60)
         ask(door)
         fleet.set_replicas("hello", "", 0)
@@ -691,7 +691,7 @@ class TestAFunctionScaledDownBehindOurBack:
         assert ask(door)[0] == "500 Internal Server Error"
 
     def test_a_dispatcher_below_finds_the_path_as_it_was(self) -> None:
-        fleet = Fleet(time.monotonic)
+        fleet = FakeEngine(time.monotonic)
         app = self.Down(fleet)
         below = DispatcherMiddleware(App(), {"/function": app})
         door = ScaleZeroMiddleware(below, fleet, cache_expiry=60)
@@ -1073,12 +1073,12 @@ class TestSettings:
 
 def test_the_log_tells_of_a_wake(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "scalezero_wsgi")
-    ask(ScaleZeroMiddleware(App(), Fleet(time.monotonic)))
+    ask(ScaleZeroMiddleware(App(), FakeEngine(time.monotonic)))
     assert "hello: requested 0 → 1 replicas" in caplog.text
     assert "hello: ready after 0." in caplog.text
 
 
 def test_webtest_can_drive_it() -> None:
-    client = TestApp(ScaleZeroMiddleware(App(), Fleet(time.monotonic)))
+    client = TestApp(ScaleZeroMiddleware(App(), FakeEngine(time.monotonic)))
     assert client.get("/function/hello").body == b"200 OK"
     assert client.get("/function/Bad", status=400).json["title"] == "Bad Request"

@@ -26,7 +26,7 @@ from scalezero_wsgi.activation.function_cache import Usage
 from scalezero_wsgi.events import Event, WaitGivenUp
 from scalezero_wsgi.servers.server import Server
 from tests.support.clock import MovingClock
-from tests.support.fakes import STARTING, UP, ZERO, Fleet, ScriptedProvider
+from tests.support.fakes import STARTING, UP, ZERO, FakeEngine, ScriptedProvider
 from tests.unit.activation.test_request_queue import (
     HELLO,
     PATIENCE,
@@ -142,7 +142,7 @@ class TestTooMany:
         assert [visit.status for visit in held] == ["200 OK"] * 2
 
     def test_a_warm_function_is_served_while_all_places_are_taken(self) -> None:
-        fleet = Fleet(time.monotonic, delay=1000.0)
+        fleet = FakeEngine(time.monotonic, delay=1000.0)
         door = ScaleZeroMiddleware(App(), fleet, max_waiting=1, cache_expiry=0, stale_for=0)
         fleet._ready_at[Function("warm")] = 0.0
         (held,) = visits(door, 1)
@@ -165,7 +165,7 @@ class TestTooMany:
 class TestPrefer:
     def test_respond_async_is_202_and_the_next_request_finds_the_function_warm(self) -> None:
         app, clock = App(), MovingClock()
-        fleet = Fleet(clock, delay=20.0)
+        fleet = FakeEngine(clock, delay=20.0)
         door = ScaleZeroMiddleware(app, fleet, clock=clock)
         status, headers, body = ask(validator(door), headers={"Prefer": "respond-async"})
         assert status == "202 ACCEPTED"
@@ -184,7 +184,7 @@ class TestPrefer:
 
     def test_retry_after_is_what_the_last_start_tells(self) -> None:
         clock = MovingClock()
-        fleet = Fleet(clock, delay=40.0)
+        fleet = FakeEngine(clock, delay=40.0)
         door = ScaleZeroMiddleware(App(), fleet, clock=clock, max_wait=300)
         (held,) = visits(door, 1)
         eventually(lambda: fleet.sets)
@@ -243,13 +243,13 @@ class TestPrefer:
 
     @pytest.mark.parametrize("prefer", ['"', "respond async", "wait=soon", "respond-async=x", "\xff"])
     def test_a_malformed_preference_is_ignored(self, prefer: str) -> None:
-        door = ScaleZeroMiddleware(App(), Fleet(time.monotonic))
+        door = ScaleZeroMiddleware(App(), FakeEngine(time.monotonic))
         assert ask(door, environ_overrides={"HTTP_PREFER": prefer})[0] == "200 OK"
 
 
 class TestThePage:
     def test_a_browser_gets_it_and_then_the_function(self) -> None:
-        app, fleet = App(), Fleet(time.monotonic, delay=0.6)
+        app, fleet = App(), FakeEngine(time.monotonic, delay=0.6)
         door = ScaleZeroMiddleware(app, fleet, page_after=0.2)
         status, headers, body = ask(validator(door), headers=BROWSER)
         assert status == "503 SERVICE UNAVAILABLE"
@@ -268,7 +268,7 @@ class TestThePage:
     def test_it_ends_however_short_a_count_stays_fresh(self, cache_expiry: float, stale_for: float) -> None:
         clock = MovingClock()
         settings = {"cache_expiry": cache_expiry, "stale_for": stale_for}
-        door = ScaleZeroMiddleware(App(), Fleet(clock), clock=clock, **settings)  # type: ignore[arg-type]
+        door = ScaleZeroMiddleware(App(), FakeEngine(clock), clock=clock, **settings)  # type: ignore[arg-type]
         begin(door)
         assert state(door) in {"starting", "ready"}
         eventually(lambda: (meta := door.cache.find(HELLO)) and meta.available)
@@ -289,7 +289,7 @@ class TestThePage:
             (None, {"headers": BROWSER}),
         ]
         made = [
-            Visit(ScaleZeroMiddleware(App(), Fleet(time.monotonic, 0.3), page_after=after), **options)
+            Visit(ScaleZeroMiddleware(App(), FakeEngine(time.monotonic, 0.3), page_after=after), **options)
             for after, options in cases
         ]
         for visit, case in zip(made, cases, strict=True):
@@ -349,7 +349,7 @@ class TestNoWake:
         assert usage(door).last_used == float("-inf")
 
     def test_others_wake_and_count(self, rule: Any, options: Any) -> None:
-        fleet = Fleet(time.monotonic)
+        fleet = FakeEngine(time.monotonic)
         door = ScaleZeroMiddleware(App(), fleet, no_wake=[rule], cache_expiry=60)
         assert ask(door, **options)[0] == "503 SERVICE UNAVAILABLE"
         assert ask(door)[0] == ask(door)[0] == "200 OK"
@@ -366,7 +366,7 @@ class TestNoWake:
         assert len(provider.queries) == 1
 
     def test_its_own_bad_answer_wakes_nothing_either(self, rule: Any, options: Any) -> None:
-        fleet = Fleet(time.monotonic)
+        fleet = FakeEngine(time.monotonic)
         fleet.set_replicas("hello", "", 1)
         app = App("200 OK", "502 Bad Gateway")
         door = ScaleZeroMiddleware(app, fleet, no_wake=[rule], cache_expiry=60)
@@ -433,7 +433,7 @@ class TestTheFence:
     )
     @pytest.mark.parametrize("up", [True, False])
     def test_what_is_not_allowed_is_not_served_running_or_not(self, up: bool, settings: Any) -> None:
-        fleet, app = Fleet(time.monotonic), App()
+        fleet, app = FakeEngine(time.monotonic), App()
         told: list[Event] = []
         if up:
             fleet.set_replicas("hello", settings.get("default_namespace", ""), 1)
@@ -455,7 +455,7 @@ class TestTheFence:
 
     @pytest.mark.parametrize("accept", ["text/html", "text/plain", "application/json"])
     def test_nobody_can_tell_it_from_a_function_that_does_not_exist(self, accept: str) -> None:
-        door = ScaleZeroMiddleware(App(), Fleet(time.monotonic, known={"hello"}), deny=["hello"])
+        door = ScaleZeroMiddleware(App(), FakeEngine(time.monotonic, known={"hello"}), deny=["hello"])
         sent = {"Accept": accept, "X-Call-Id": "1"}
 
         def seen(name: str) -> list[Any]:
@@ -473,7 +473,7 @@ class TestTheFence:
 
     def test_it_never_takes_the_short_way(self) -> None:
         """It may have come into the cache by another way."""
-        app, fleet = App(), Fleet(time.monotonic)
+        app, fleet = App(), FakeEngine(time.monotonic)
         door = ScaleZeroMiddleware(app, fleet, deny=["hello"], cache_expiry=60)
         door.cache.set("hello", UP)
         for path in (
@@ -488,11 +488,11 @@ class TestTheFence:
         assert state(door) == "unknown"
 
     def test_a_name_that_cannot_be_is_a_400_as_ever(self) -> None:
-        door = ScaleZeroMiddleware(App(), Fleet(time.monotonic), allow=["other"])
+        door = ScaleZeroMiddleware(App(), FakeEngine(time.monotonic), allow=["other"])
         assert ask(door, "/function/Hello")[0] == "400 BAD REQUEST"
 
     def test_the_others_are_served(self) -> None:
-        fleet = Fleet(time.monotonic)
+        fleet = FakeEngine(time.monotonic)
         door = ScaleZeroMiddleware(App(), fleet, allow=["hel*"], deny=["help"], cache_expiry=60)
         assert [ask(door)[0] for _ in range(3)] == ["200 OK"] * 3
         assert fleet.sets == [(HELLO, 1)]
@@ -510,7 +510,7 @@ class TestWake:
         ],
     )
     def test_what_may_not_be_woken_is_not_in_any_way(self, settings: Any) -> None:
-        fleet = Fleet(time.monotonic)
+        fleet = FakeEngine(time.monotonic)
         app = App()
         door = ScaleZeroMiddleware(app, fleet, cache_expiry=60, **settings)
         function = Function("hello", settings.get("default_namespace", ""))
@@ -523,7 +523,7 @@ class TestWake:
 
     @pytest.mark.parametrize("settings", [{"wake": []}, {"wake": ["other"]}])
     def test_it_is_served_while_it_is_up_and_not_woken_by_a_replay(self, settings: Any) -> None:
-        fleet = Fleet(time.monotonic)
+        fleet = FakeEngine(time.monotonic)
         fleet.set_replicas("hello", "", 1)
         fleet.sets.clear()
         app = App("200 OK", "200 OK", "200 OK", "502 Bad Gateway")
@@ -535,7 +535,7 @@ class TestWake:
         assert (len(app.calls), fleet.sets) == (4, [])
 
     def test_the_others_are_woken(self) -> None:
-        fleet = Fleet(time.monotonic)
+        fleet = FakeEngine(time.monotonic)
         door = ScaleZeroMiddleware(App(), fleet, wake=["hel*"])
         assert ask(door)[0] == "200 OK"
         assert fleet.sets == [(HELLO, 1)]
@@ -581,7 +581,7 @@ class TestClientsAndWorkersThatLeave:
 
 class TestTheStatusUrl:
     def test_it_tells_how_far_a_start_has_come(self) -> None:
-        app, fleet = App(), Fleet(time.monotonic, delay=0.3)
+        app, fleet = App(), FakeEngine(time.monotonic, delay=0.3)
         door = ScaleZeroMiddleware(app, fleet)
         assert state(validator(door)) == "unknown"
         begin(door)
@@ -652,7 +652,7 @@ class TestTheStatusUrl:
         assert not any(word in body for body in bodies for word in (b"secret", b"10.0.0.1", b"http"))
 
     def test_a_namespace_and_the_default_one(self) -> None:
-        fleet = Fleet(time.monotonic)
+        fleet = FakeEngine(time.monotonic)
         door = ScaleZeroMiddleware(App(), fleet, default_namespace="fn")
         begin(door)
         begin(door, "/function/hello.dev")
@@ -689,7 +689,7 @@ class TestTheStatusUrl:
 
     def test_invented_names_take_nothing_while_the_provider_hangs(self) -> None:
         """In process, so that every thread is seen."""
-        gate, provider = threading.Event(), Fleet(time.monotonic)
+        gate, provider = threading.Event(), FakeEngine(time.monotonic)
         real = provider.get_replicas
         asked = set()
 
@@ -760,10 +760,12 @@ class TestTheStatusUrl:
 
     def test_under_a_mount_and_by_host(self) -> None:
         app = App()
-        door = ScaleZeroMiddleware(app, Fleet(time.monotonic, delay=0.3), route="/fn")
+        door = ScaleZeroMiddleware(app, FakeEngine(time.monotonic, delay=0.3), route="/fn")
         begin(door, "/fn/hello", base_url="http://h/mount")
         assert state(door, base="/fn/.scalezero/status/", base_url="http://h/mount") in {"starting", "ready"}
-        door = ScaleZeroMiddleware(app, Fleet(time.monotonic, delay=0.3), route=by_host("{name}.example.com"))
+        door = ScaleZeroMiddleware(
+            app, FakeEngine(time.monotonic, delay=0.3), route=by_host("{name}.example.com")
+        )
         options = {"base": "/.scalezero/status/", "base_url": "http://hello.example.com/"}
         begin(door, "/", base_url="http://hello.example.com/")
         eventually(lambda: state(door, **options) == "ready")
@@ -882,7 +884,7 @@ class TestNothingLeaks:
             assert waiting(door) == 0
             raise error
 
-        door = ScaleZeroMiddleware(app, Fleet(time.monotonic, delay=0.1))
+        door = ScaleZeroMiddleware(app, FakeEngine(time.monotonic, delay=0.1))
         with pytest.raises(type(error)):
             ask(door)
         assert waiting(door) == in_flight(door) == 0
@@ -891,7 +893,7 @@ class TestNothingLeaks:
         def hook(event: Event) -> None:
             raise ValueError("bug")
 
-        door = ScaleZeroMiddleware(App(), Fleet(time.monotonic), hooks=(hook,))
+        door = ScaleZeroMiddleware(App(), FakeEngine(time.monotonic), hooks=(hook,))
         assert ask(door)[0] == "200 OK"
         door = ScaleZeroMiddleware(App(), Gate(), hooks=(hook,), max_wait=0.1)
         assert ask(door)[0] == "504 GATEWAY TIMEOUT"
@@ -901,7 +903,7 @@ class TestNothingLeaks:
         def rule(environ: Environ) -> bool:
             raise ValueError("bug")
 
-        door = ScaleZeroMiddleware(App(), Fleet(time.monotonic), no_wake=[rule])
+        door = ScaleZeroMiddleware(App(), FakeEngine(time.monotonic), no_wake=[rule])
         with pytest.raises(ValueError, match="bug"):
             ask(door)
         assert waiting(door) == in_flight(door) == 0
@@ -924,7 +926,9 @@ class TestNothingLeaks:
         assert waiting(door) == in_flight(door) == 0
 
     def test_after_hundreds_of_all_kinds(self) -> None:
-        door = ScaleZeroMiddleware(App(), Fleet(time.monotonic, delay=0.3), max_waiting=20, release_rate=1000)
+        door = ScaleZeroMiddleware(
+            App(), FakeEngine(time.monotonic, delay=0.3), max_waiting=20, release_rate=1000
+        )
         kinds: list[dict[str, Any]] = [
             {},
             {"headers": {"Prefer": "wait=0"}},

@@ -11,7 +11,7 @@ import pytest
 
 from scalezero_wsgi import FunctionNotFound, ProviderError, ScaleZeroMiddleware
 from scalezero_wsgi.activation.activation import SILENT
-from scalezero_wsgi.coordination.base import CoordinationError, Known
+from scalezero_wsgi.coordination.base import CoordinationError, SharedStatus
 from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.model import Function
 from tests.support.clock import MovingClock
@@ -41,7 +41,7 @@ class Workers:
     def is_told(self, state: str) -> bool:
         return bool(self.told()["state"] == state)
 
-    def tell(self, known: Known) -> None:
+    def tell(self, known: SharedStatus) -> None:
         lease = self.store.acquire(HELLO, "somebody", 1.0)
         assert lease is not None
         assert self.store.publish(lease, known)
@@ -55,7 +55,7 @@ def test_the_other_worker_tells_how_far_it_has_come_and_keeps_nothing() -> None:
     threads = set(threading.enumerate())
     assert [workers.told()["state"] for _ in range(50)] == ["starting"] * 50
     new = {thread.name for thread in set(threading.enumerate()) - threads}
-    assert new <= {"scalezero-heart"}  # which reports that somebody asks here
+    assert new <= {"scalezero-heartbeat"}  # which reports that somebody asks here
     gate.opened.set()
     eventually(lambda: workers.is_told("ready"))
     second = workers.second
@@ -108,7 +108,11 @@ def test_a_name_that_does_not_exist_is_no_more_than_one_that_nobody_asked_for() 
 
 def test_what_is_told_must_be_of_now() -> None:
     workers = Workers(ScriptedProvider(ZERO))
-    for known, of_now in ((Known(UP), "ready"), (Known(STARTING), "starting"), (Known(ZERO), "starting")):
+    for known, of_now in (
+        (SharedStatus(UP), "ready"),
+        (SharedStatus(STARTING), "starting"),
+        (SharedStatus(ZERO), "starting"),
+    ):
         workers.tell(known)
         assert workers.told()["state"] == of_now
         workers.clock.advance(SILENT + 1)
@@ -118,7 +122,7 @@ def test_what_is_told_must_be_of_now() -> None:
 @pytest.mark.parametrize("settings", [{"deny": ["hello"]}, {"allow": ["other"]}])
 def test_the_fence_stands_there_too(settings: Any) -> None:
     workers = Workers(ScriptedProvider(ZERO), **settings)
-    workers.tell(Known(UP))
+    workers.tell(SharedStatus(UP))
     assert workers.told()["state"] == "unknown"
 
 
@@ -126,7 +130,7 @@ def test_without_a_store_that_can_be_used_nothing_is_known_and_a_request_helps()
     class Lost(MemoryCoordination):
         calls = 0
 
-        def known(self, function: Function) -> Known | None:
+        def known(self, function: Function) -> SharedStatus | None:
             Lost.calls += 1
             raise CoordinationError("lost")
 
@@ -147,4 +151,4 @@ def test_invented_names_leave_nothing_in_the_store() -> None:
     memory = workers.store._memory.get()
     assert (memory.leases, memory.known, memory.rows, memory.waiting) == ({}, {}, {}, {})
     new = {thread.name for thread in set(threading.enumerate()) - threads}
-    assert new <= {"scalezero-heart"}  # which reports that somebody asks here
+    assert new <= {"scalezero-heartbeat"}  # which reports that somebody asks here

@@ -34,7 +34,7 @@ from scalezero_wsgi.model import ClientGone, ProviderSilent, StillStarting, Work
 from scalezero_wsgi.providers import Provider
 from scalezero_wsgi.servers.server import Server, this_server
 from tests.support.clock import MovingClock
-from tests.support.fakes import STARTING, UP, ZERO, Fleet, ScriptedProvider
+from tests.support.fakes import STARTING, UP, ZERO, FakeEngine, ScriptedProvider
 
 HELLO = Function("hello")
 OTHER = Function("other")
@@ -577,7 +577,7 @@ class TestDeadlines:
         ]
 
     def test_wait_0_wakes_all_the_same(self) -> None:
-        fleet = Fleet(time.monotonic, delay=0.3)
+        fleet = FakeEngine(time.monotonic, delay=0.3)
         bench = Bench(fleet)
         with pytest.raises(NotAvailable):
             bench.hold(prefer="wait=0")
@@ -596,7 +596,7 @@ class TestDeadlines:
 
     def test_a_label_may_allow_more_than_the_flight_was_begun_for(self) -> None:
         clock = MovingClock()
-        fleet = Fleet(clock, delay=300.0)
+        fleet = FakeEngine(clock, delay=300.0)
         get_replicas = fleet.get_replicas
         labels = {MAX_WAIT_LABEL: "1000"}
         fleet.get_replicas = lambda *of: replace(get_replicas(*of), labels=labels)  # type: ignore[method-assign]
@@ -624,7 +624,7 @@ class TestDeadlines:
 class TestRespondAsync:
     def test_it_is_answered_at_once_and_the_waking_goes_on(self) -> None:
         clock = MovingClock()
-        fleet = Fleet(clock, delay=20.0)
+        fleet = FakeEngine(clock, delay=20.0)
         bench = Bench(fleet, clock)
         request = bench.begin(prefer="respond-async")
         outcome = request.outcome()
@@ -686,7 +686,7 @@ class TestThePage:
     def begin(
         prefer: str | None = None, environ: Environ = NAVIGATION, *, page_after: float | None = 0.2
     ) -> Request:
-        fleet = Fleet(time.monotonic, delay=0.6)
+        fleet = FakeEngine(time.monotonic, delay=0.6)
         return Bench(fleet, page_after=page_after).begin(HELLO, prefer, environ)
 
     def test_a_navigation_gets_it_after_page_after(self) -> None:
@@ -805,9 +805,9 @@ class TestRetryAfter:
     """From how long the last starts took, on a clock that the test puts forward."""
 
     @staticmethod
-    def scene(*starts: float) -> tuple[Bench, MovingClock, Fleet]:
+    def scene(*starts: float) -> tuple[Bench, MovingClock, FakeEngine]:
         clock = MovingClock()
-        fleet = Fleet(clock, delay=1000.0)
+        fleet = FakeEngine(clock, delay=1000.0)
         bench = Bench(fleet, clock, max_wait=500.0, max_waiting=1)
         for seconds in starts:
             fleet._delay = seconds

@@ -26,7 +26,7 @@ from scalezero_wsgi.activation.starts import SETTLE, STABLE
 from scalezero_wsgi.events import Event, FunctionReady, ProviderFailed, Reporter, ScaleRequested, StartFailed
 from scalezero_wsgi.providers import Provider
 from tests.support.clock import Clock
-from tests.support.fakes import STARTING, UP, ZERO, Fleet, ScriptedProvider
+from tests.support.fakes import STARTING, UP, ZERO, FakeEngine, ScriptedProvider
 
 HELLO = Function("hello")
 BROKEN = ProviderError("http://10.0.0.1 said 500")
@@ -481,7 +481,7 @@ class TestThoseWhoWait:
         return outcomes
 
     def test_300_at_once_cause_one_scale_up(self) -> None:
-        fleet = Fleet(time.monotonic, delay=0.2)
+        fleet = FakeEngine(time.monotonic, delay=0.2)
         scaler = self.scaler(fleet)
         outcomes = self.together(300, lambda _: scaler.ensure_available(HELLO, time.monotonic() + 20))
         assert all(isinstance(outcome, FunctionMeta) and outcome.available for outcome in outcomes)
@@ -490,7 +490,7 @@ class TestThoseWhoWait:
     def test_two_functions_do_not_hold_each_other_up(self) -> None:
         gate = threading.Event()
 
-        class Half(Fleet):
+        class Half(FakeEngine):
             def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
                 if name == "stuck":
                     gate.wait(20)
@@ -507,14 +507,14 @@ class TestThoseWhoWait:
         stuck.join(20)
 
     def test_one_name_in_two_namespaces_is_two_functions(self) -> None:
-        fleet = Fleet(time.monotonic)
+        fleet = FakeEngine(time.monotonic)
         scaler = self.scaler(fleet)
         for namespace in ("a", "b"):
             scaler.ensure_available(Function("hello", namespace), time.monotonic() + 20)
         assert {function for function, _ in fleet.sets} == {Function("hello", "a"), Function("hello", "b")}
 
     def test_each_has_a_deadline_of_its_own_and_the_flight_goes_on(self) -> None:
-        fleet = Fleet(time.monotonic, delay=1.0)
+        fleet = FakeEngine(time.monotonic, delay=1.0)
         scaler = self.scaler(fleet)
 
         def wait(index: int) -> object:
@@ -561,7 +561,7 @@ class TestThoseWhoWait:
         assert len(provider.queries) == 2
 
     def test_what_is_left_of_a_start_is_told(self) -> None:
-        fleet = Fleet(time.monotonic, delay=0.05)
+        fleet = FakeEngine(time.monotonic, delay=0.05)
         scaler = self.scaler(fleet)
         assert scaler.expected_start(HELLO) is None
         scaler.ensure_available(HELLO, time.monotonic() + 20)

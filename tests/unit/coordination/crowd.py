@@ -23,7 +23,7 @@ from werkzeug.test import create_environ, run_wsgi_app
 
 from scalezero_wsgi import ReplicaStatus, ScaleZeroMiddleware
 from scalezero_wsgi.coordination import Coordination, make_coordination
-from scalezero_wsgi.coordination.base import Known, Lease
+from scalezero_wsgi.coordination.base import Lease, SharedStatus
 from scalezero_wsgi.events import CoordinationLost, CoordinationRestored, Event
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def watch(store: Coordination, site: Site) -> Coordination:
     """Have the log tell which publications were taken."""
     publish = store.publish
 
-    def told(lease: Lease, known: Known) -> bool:
+    def told(lease: Lease, known: SharedStatus) -> bool:
         taken = publish(lease, known)
         site.write("published", lease.function.name, taken)
         return taken

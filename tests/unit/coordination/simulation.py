@@ -27,9 +27,9 @@ from scalezero_wsgi import (
 from scalezero_wsgi.activation.function_cache import FunctionMeta
 from scalezero_wsgi.activation.single_flight import Flight
 from scalezero_wsgi.coordination import CoordinationError
-from scalezero_wsgi.coordination.base import Changes, Known, Lease, Row
+from scalezero_wsgi.coordination.base import Changes, Lease, SharedStatus, WorkerReport
 from scalezero_wsgi.coordination.memory import MemoryCoordination
-from scalezero_wsgi.coordination.peers import BEAT, Fleet
+from scalezero_wsgi.coordination.peers import BEAT, Peers
 from scalezero_wsgi.events import Event, Reporter
 from tests.support.clock import Clock
 from tests.support.fakes import STARTING, UP, ZERO
@@ -177,12 +177,12 @@ class Worker:
         self.waiting: dict[Function, int] = {}  # as it reports them
         clock = simulation.clock
         report = Reporter([simulation.events.append])
-        self.fleet = SimulatedFleet(self, Wire(self), report, clock)
+        self.peers = SimulatedFleet(self, Wire(self), report, clock)
         self.scaler = FunctionScaler(
             EngineWire(self),
             FunctionCache(0.25, clock=clock),
             report=report,
-            fleet=self.fleet,
+            peers=self.peers,
             clock=clock,
             sleep=simulation.sleep,
             jitter=lambda: 0.5,
@@ -219,20 +219,20 @@ class Worker:
         return any(task.worker is self and task.name == name for task in self.simulation.tasks)
 
 
-class SimulatedFleet(Fleet):
+class SimulatedFleet(Peers):
     def __init__(self, worker: Worker, wire: Wire, report: Reporter, clock: Clock) -> None:
-        super().__init__(wire, report, clock, row=lambda name: Row(name, waiting=worker.waiting))
+        super().__init__(wire, report, clock, row=lambda name: WorkerReport(name, waiting=worker.waiting))
         self._simulated = worker
         self._beats = False
 
-    def _start_heart(self) -> None:
+    def _start_heartbeat(self) -> None:
         if not self._beats:
             self._beats = True
             self._simulated.simulation.spawn(self._simulated, "heart", self._beat)
 
     def _beat(self) -> None:
         while True:
-            self.beat()
+            self.heartbeat()
             self._simulated.simulation.sleep(BEAT)
 
 
@@ -254,22 +254,22 @@ class Wire:
     def release(self, lease: Lease) -> None:
         self._call("release", lease)
 
-    def publish(self, lease: Lease, known: Known) -> bool:
+    def publish(self, lease: Lease, known: SharedStatus) -> bool:
         done: bool = self._call("publish", lease, known)
         return done
 
-    def known(self, function: Function) -> Known | None:
-        known: Known | None = self._call("known", function)
+    def known(self, function: Function) -> SharedStatus | None:
+        known: SharedStatus | None = self._call("known", function)
         return known
 
-    def report(self, row: Row, ttl: float) -> None:
+    def report(self, row: WorkerReport, ttl: float) -> None:
         self._call("report", row, ttl)
 
     def leave(self, worker: str) -> None:
         self._call("leave", worker)
 
-    def workers(self) -> list[Row]:
-        rows: list[Row] = self._call("workers")
+    def workers(self) -> list[WorkerReport]:
+        rows: list[WorkerReport] = self._call("workers")
         return rows
 
     @contextmanager
@@ -427,7 +427,7 @@ class EngineWire:
     def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
         simulation = self._worker.simulation
         confirmed = simulation.task().confirmed
-        if confirmed is None and self._worker.fleet.joined:
+        if confirmed is None and self._worker.peers.joined:
             simulation.ledger.wrong.append(f"{self._worker.name} sets without having made sure of its lead")
         simulation.stop()
         simulation.engine.set(confirmed)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from scalezero_wsgi import Function, ReplicaStatus
-from scalezero_wsgi.coordination.base import Coordination, Known, Lease
+from scalezero_wsgi.coordination.base import Coordination, Lease, SharedStatus
 
 HELLO = Function("hello")
-UP = Known(ReplicaStatus(1, 1))
+UP = SharedStatus(ReplicaStatus(1, 1))
 
 
 def held(store: Coordination, function: Function = HELLO, ttl: float = 30.0) -> Lease:
@@ -15,7 +15,7 @@ def held(store: Coordination, function: Function = HELLO, ttl: float = 30.0) -> 
     return lease
 
 
-def tell(store: Coordination, known: Known = UP, function: Function = HELLO) -> None:
+def tell(store: Coordination, known: SharedStatus = UP, function: Function = HELLO) -> None:
     lease = held(store, function)
     assert store.publish(lease, known)
     store.release(lease)

@@ -13,9 +13,9 @@ import pytest
 
 from scalezero_wsgi import Function, NotAvailable, ReplicaStatus, SettingError
 from scalezero_wsgi.coordination import CoordinationError, default
-from scalezero_wsgi.coordination.base import Changes, Known, Lease, Row
+from scalezero_wsgi.coordination.base import Changes, Lease, SharedStatus, WorkerReport
 from scalezero_wsgi.coordination.memory import MemoryCoordination
-from scalezero_wsgi.coordination.peers import BEAT, LOOK_EVERY, Fleet, Lead
+from scalezero_wsgi.coordination.peers import BEAT, LOOK_EVERY, Leadership, Peers
 from scalezero_wsgi.coordination.redis import RedisCoordination
 from scalezero_wsgi.events import CoordinationLost, CoordinationRestored, Event, Reporter
 from tests.servers.harness import until
@@ -55,11 +55,11 @@ class Filled(MemoryCoordination):
             self._check()
         return lease
 
-    def publish(self, lease: Lease, known: Known) -> bool:
+    def publish(self, lease: Lease, known: SharedStatus) -> bool:
         self._check()
         return super().publish(lease, known)
 
-    def report(self, row: Row, ttl: float) -> None:
+    def report(self, row: WorkerReport, ttl: float) -> None:
         self._check()
         super().report(row, ttl)
 
@@ -68,31 +68,31 @@ class Filled(MemoryCoordination):
             raise CoordinationError("full")
 
 
-def nothing(known: Known, news: bool) -> None:
+def nothing(known: SharedStatus, is_update: bool) -> None:
     return None
 
 
 def test_a_leader_that_loses_each_lease_at_once_does_not_spin() -> None:
-    leads: list[Lead] = []
+    leads: list[Leadership] = []
 
-    def lead(lead: Lead) -> None:
+    def lead(lead: Leadership) -> None:
         leads.append(lead)
         lead.confirm()
 
-    fleet = Fleet(TakesLeasesBack(), Reporter())
+    peers = Peers(TakesLeasesBack(), Reporter())
     until = time.monotonic() + 10 * LOOK_EVERY
     with pytest.raises(NotAvailable):
-        fleet.fly(HELLO, lambda: until, nothing, lead)
+        peers.run_once(HELLO, lambda: until, nothing, lead)
     assert 2 <= len(leads) <= 12
-    assert not fleet.leads
+    assert not peers.leads
 
 
 def test_a_store_that_takes_reports_only_does_not_come_and_go_for_ever() -> None:
     clock, events = Clock(), list[Event]()
-    fleet = Fleet(TakesReportsOnly(clock), Reporter([events.append]), clock)
+    peers = Peers(TakesReportsOnly(clock), Reporter([events.append]), clock)
     for _ in range(int(600 / BEAT)):
-        assert fleet.fly(HELLO, lambda: 1e9, nothing, lambda lead: "led") == "led"
-        fleet.beat()
+        assert peers.run_once(HELLO, lambda: 1e9, nothing, lambda lead: "led") == "led"
+        peers.heartbeat()
         clock.advance(BEAT)
     lost = [event for event in events if isinstance(event, CoordinationLost)]
     assert 5 <= len(lost) <= 20  # of 900
@@ -101,56 +101,56 @@ def test_a_store_that_takes_reports_only_does_not_come_and_go_for_ever() -> None
 def test_what_can_only_be_read_does_not_count_as_found() -> None:
     store = Filled()
     happened: list[Event] = []
-    fleet = Fleet(store, Reporter([happened.append]))
+    peers = Peers(store, Reporter([happened.append]))
     lease = store.acquire(HELLO, "another", 60.0)
     assert lease is not None
     looks = 0
 
-    def follow(known: Known, news: bool) -> ReplicaStatus | None:
+    def follow(known: SharedStatus, is_update: bool) -> ReplicaStatus | None:
         nonlocal looks
         looks += 1
         return known.status
 
-    def lead(lead: Lead) -> ReplicaStatus | None:
+    def lead(lead: Leadership) -> ReplicaStatus | None:
         raise AssertionError("another one leads")
 
     ended = time.monotonic() + 20.0
-    fly: Callable[[], object] = lambda: fleet.fly(HELLO, lambda: ended, follow, lead)  # noqa: E731
-    follower = threading.Thread(target=fly, daemon=True)
-    assert store.publish(lease, Known(None))
+    run_once: Callable[[], object] = lambda: peers.run_once(HELLO, lambda: ended, follow, lead)  # noqa: E731
+    follower = threading.Thread(target=run_once, daemon=True)
+    assert store.publish(lease, SharedStatus(None))
     follower.start()
     until(lambda: looks > 1)
     store.full = True
-    fleet.beat()
+    peers.heartbeat()
     before = looks
     until(lambda: looks > before + 3)
     assert [type(each) for each in happened] == [CoordinationLost]
-    fleet.beat()
+    peers.heartbeat()
     assert [type(each) for each in happened] == [CoordinationLost]
     store.full = False
-    fleet.beat()
+    peers.heartbeat()
     assert [type(each) for each in happened] == [CoordinationLost, CoordinationRestored]
-    assert store.publish(lease, Known(ReplicaStatus(1, 1)))
+    assert store.publish(lease, SharedStatus(ReplicaStatus(1, 1)))
     follower.join()
 
 
 def test_one_that_is_lost_now_and_then_is_found_at_once() -> None:
     clock, events = Clock(), list[Event]()
-    fleet = Fleet(TakesReportsOnly(clock), Reporter([events.append]), clock)
+    peers = Peers(TakesReportsOnly(clock), Reporter([events.append]), clock)
     for _ in range(5):
-        fleet.fly(HELLO, lambda: 1e9, nothing, lambda lead: "led")
-        fleet.beat()
+        peers.run_once(HELLO, lambda: 1e9, nothing, lambda lead: "led")
+        peers.heartbeat()
         clock.advance(100.0)
     assert [type(event) for event in events] == [CoordinationLost, CoordinationRestored] * 5
 
 
 def test_a_subscription_that_cannot_be_ended_fails_nothing_and_keeps_no_lead() -> None:
     store = FailsAtTheEnd()
-    fleet, other = Fleet(store, Reporter()), store.acquire(HELLO, "another", 0.2)
+    peers, other = Peers(store, Reporter()), store.acquire(HELLO, "another", 0.2)
     assert other is not None
     until = time.monotonic() + 10.0
-    assert fleet.fly(HELLO, lambda: until, nothing, lambda lead: "led") == "led"
-    assert not fleet.leads
+    assert peers.run_once(HELLO, lambda: until, nothing, lambda lead: "led") == "led"
+    assert not peers.leads
 
 
 @pytest.mark.parametrize("prefix", ["a{b}", "{", "}", ""])

@@ -12,9 +12,9 @@ import pytest
 
 from scalezero_wsgi import Function
 from scalezero_wsgi.coordination import make_coordination
-from scalezero_wsgi.coordination.base import Changes, Coordination, Known
+from scalezero_wsgi.coordination.base import Changes, Coordination, SharedStatus
 from scalezero_wsgi.coordination.memory import MemoryCoordination
-from scalezero_wsgi.coordination.peers import Fleet, Lead
+from scalezero_wsgi.coordination.peers import Leadership, Peers
 from scalezero_wsgi.events import Reporter
 from tests.unit.coordination.stores import HELLO, UP, held
 
@@ -36,22 +36,22 @@ def check_following(leads: Coordination, follows: Coordination, monkeypatch: pyt
     outcomes: list[str] = []
     until = time.monotonic() + 2 * LOOK_EVERY
 
-    def follow(told: Known, news: bool) -> str | None:
-        return told.name if news else None
+    def follow(told: SharedStatus, is_update: bool) -> str | None:
+        return told.name if is_update else None
 
-    def lead(lead: Lead) -> str:
+    def lead(lead: Leadership) -> str:
         raise AssertionError("the lease is held")
 
-    fleet = Fleet(follows, Reporter())
+    peers = Peers(follows, Reporter())
     lease = held(leads)
     follower = threading.Thread(
-        target=lambda: outcomes.append(fleet.fly(HELLO, lambda: until, follow, lead)), daemon=True
+        target=lambda: outcomes.append(peers.run_once(HELLO, lambda: until, follow, lead)), daemon=True
     )
     follower.start()
     assert subscribed.wait(20)
     assert leads.publish(lease, UP)
     follower.join(LOOK_EVERY / 3)
-    fleet._worker.get()._stop()  # or its heart would go on reporting to this store
+    peers._worker.get()._stop()  # or its heart would go on reporting to this store
     assert outcomes == [UP.name]
 
 

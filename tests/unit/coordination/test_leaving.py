@@ -10,7 +10,7 @@ from pathlib import Path
 
 from scalezero_wsgi import Function
 from scalezero_wsgi.coordination.base import Lease
-from scalezero_wsgi.coordination.peers import Fleet
+from scalezero_wsgi.coordination.peers import Peers
 from scalezero_wsgi.coordination.sqlite import SQLiteCoordination
 from scalezero_wsgi.events import Reporter
 from tests.servers.harness import ROOT
@@ -31,14 +31,17 @@ class Slow(SQLiteCoordination):
 
 
 def leave_while_a_flight_begins(path: Path) -> None:
-    fleet = Fleet(Slow(path), Reporter())
+    peers = Peers(Slow(path), Reporter())
 
-    def fly() -> None:
-        fleet.fly(
-            HELLO, lambda: time.monotonic() + 10.0, lambda known, news: None, lambda lead: time.sleep(10.0)
+    def run_once() -> None:
+        peers.run_once(
+            HELLO,
+            lambda: time.monotonic() + 10.0,
+            lambda known, is_update: None,
+            lambda lead: time.sleep(10.0),
         )
 
-    threading.Thread(target=fly, daemon=True).start()
+    threading.Thread(target=run_once, daemon=True).start()
     assert Slow.asked.wait(10.0)
     sys.exit()  # which runs what is registered at exit, as the end of gunicorn's workers does
 

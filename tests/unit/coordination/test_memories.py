@@ -9,7 +9,7 @@ import time
 from scalezero_wsgi import Function, FunctionCache, FunctionScaler
 from scalezero_wsgi.activation.function_cache import FunctionMeta
 from scalezero_wsgi.coordination.memory import MemoryCoordination
-from scalezero_wsgi.coordination.peers import Fleet
+from scalezero_wsgi.coordination.peers import Peers
 from scalezero_wsgi.events import Reporter
 from scalezero_wsgi.providers import CallbackProvider
 from tests.support import fakes
@@ -30,8 +30,8 @@ class World:
         number, report = len(self.calls), Reporter()
         provider = CallbackProvider(scale_up=lambda *_: self.calls.append(number), clock=self.clock)
         cache = FunctionCache(0.25, clock=self.clock)
-        fleet = Fleet(self.store, report, self.clock)
-        return FunctionScaler(provider, cache, report=report, fleet=fleet, clock=self.clock)
+        peers = Peers(self.store, report, self.clock)
+        return FunctionScaler(provider, cache, report=report, peers=peers, clock=self.clock)
 
     def wake(self, scaler: FunctionScaler, since: float = -math.inf) -> FunctionMeta:
         return scaler.ensure_available(HELLO, self.clock() + 60.0, since=since)
@@ -92,9 +92,9 @@ def test_what_one_worker_scaled_down_is_down_for_all() -> None:
 
 def test_what_another_worker_has_started_again_has_been_woken_for_this_one_too() -> None:
     """So that a request which met the old replica is passed down once more."""
-    store, provider, nobody = MemoryCoordination(), fakes.Fleet(time.monotonic), Reporter()
+    store, provider, nobody = MemoryCoordination(), fakes.FakeEngine(time.monotonic), Reporter()
     one, other = (
-        FunctionScaler(provider, FunctionCache(30.0), report=nobody, fleet=Fleet(store, nobody))
+        FunctionScaler(provider, FunctionCache(30.0), report=nobody, peers=Peers(store, nobody))
         for _ in range(2)
     )
     metas = [each.ensure_available(HELLO, time.monotonic() + 20.0) for each in (one, other)]

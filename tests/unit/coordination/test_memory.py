@@ -5,7 +5,7 @@ import os
 import pytest
 
 from scalezero_wsgi import Function, ReplicaStatus
-from scalezero_wsgi.coordination.base import Known, Row
+from scalezero_wsgi.coordination.base import SharedStatus, WorkerReport
 from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.testing import CoordinationBench, CoordinationContract
 from tests.support.clock import Clock
@@ -32,7 +32,7 @@ def test_rows_of_workers_that_are_gone_are_forgotten() -> None:
     clock = Clock()
     store = MemoryCoordination(clock)
     for number in range(100):
-        store.report(Row(f"worker-{number}"), 3.0)
+        store.report(WorkerReport(f"worker-{number}"), 3.0)
         clock.advance(1.0)
     assert len(store._memory.get().rows) <= 4
 
@@ -41,7 +41,7 @@ def test_a_child_has_a_memory_of_its_own() -> None:
     store = MemoryCoordination()
     lease = store.acquire(HELLO, "parent", 30.0)
     assert lease is not None
-    store.publish(lease, Known(ReplicaStatus(1, 1)))
+    store.publish(lease, SharedStatus(ReplicaStatus(1, 1)))
     pid = os.fork()
     if pid == 0:
         empty = store.known(HELLO) is None and store.acquire(HELLO, "child", 30.0) is not None

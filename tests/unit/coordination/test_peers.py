@@ -14,7 +14,13 @@ from typing import Any, cast
 import pytest
 
 from scalezero_wsgi import Function, NotAvailable, ReplicaStatus
-from scalezero_wsgi.coordination.base import Changes, Coordination, CoordinationError, Known, Row
+from scalezero_wsgi.coordination.base import (
+    Changes,
+    Coordination,
+    CoordinationError,
+    SharedStatus,
+    WorkerReport,
+)
 from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.coordination.peers import (
     ACT,
@@ -23,9 +29,9 @@ from scalezero_wsgi.coordination.peers import (
     LOOK_EVERY,
     RETELL,
     ROW,
-    Fleet,
-    Lead,
-    LeadLost,
+    Leadership,
+    LeadershipLost,
+    Peers,
 )
 from scalezero_wsgi.coordination.sqlite import SQLiteCoordination
 from scalezero_wsgi.events import CoordinationLost, CoordinationRestored, Event, Reporter
@@ -34,14 +40,14 @@ from tests.support.clock import Clock
 HELLO = Function("hello")
 ROOT = Path(__file__).parents[3]
 DOWN = CoordinationError("down")
-READY = Known(ReplicaStatus(1, 1))
+READY = SharedStatus(ReplicaStatus(1, 1))
 
 
 def never() -> float:
     return 1_000_000.0
 
 
-def nothing(known: Known, news: bool) -> None:
+def nothing(known: SharedStatus, is_update: bool) -> None:
     """No outcome for a follower."""
 
 
@@ -83,10 +89,10 @@ class Store:
             raise self.error
 
 
-class Quiet(Fleet):
+class Quiet(Peers):
     """Its heart beats when the test says so."""
 
-    def _start_heart(self) -> None:
+    def _start_heartbeat(self) -> None:
         pass
 
 
@@ -96,26 +102,28 @@ class Bench:
         self.memory = MemoryCoordination(self.clock)
         self.events: list[Event] = []
         self.store = Store(self.memory, self.clock)
-        self.fleet = Quiet(cast("Coordination", self.store), Reporter([self.events.append]), self.clock)
+        self.peers = Quiet(cast("Coordination", self.store), Reporter([self.events.append]), self.clock)
         self.other = Quiet(self.memory, Reporter(), self.clock)
 
     def kinds(self) -> list[type[Event]]:
         return [type(event) for event in self.events]
 
     @contextmanager
-    def led_by_another(self) -> Iterator[Lead]:
+    def led_by_another(self) -> Iterator[Leadership]:
         found = self.other._join(HELLO, never, nothing)
-        assert isinstance(found, Lead)
+        assert isinstance(found, Leadership)
         with found:
             yield found
 
-    def lead(self, until: float = 1_000_000.0) -> Lead:
-        found: Lead | None = self.fleet._join(HELLO, lambda: until, nothing)
-        assert isinstance(found, Lead)
+    def lead(self, until: float = 1_000_000.0) -> Leadership:
+        found: Leadership | None = self.peers._join(HELLO, lambda: until, nothing)
+        assert isinstance(found, Leadership)
         return found
 
-    def fly(self, follow: Callable[[Known, bool], str | None] = nothing, until: float = 1_000_000.0) -> str:
-        return self.fleet.fly(HELLO, lambda: until, follow, lambda lead: "led")
+    def run_once(
+        self, follow: Callable[[SharedStatus, bool], str | None] = nothing, until: float = 1_000_000.0
+    ) -> str:
+        return self.peers.run_once(HELLO, lambda: until, follow, lambda lead: "led")
 
     def is_led(self) -> bool:
         lease = self.memory.acquire(HELLO, "x", 1.0)
@@ -129,12 +137,12 @@ def bench() -> Bench:
     return Bench()
 
 
-def taken(known: Known, news: bool) -> str | None:
-    return f"{'new' if news else 'old'} {known.age:.1f}"
+def taken(known: SharedStatus, is_update: bool) -> str | None:
+    return f"{'new' if is_update else 'old'} {known.age:.1f}"
 
 
-def if_new(known: Known, news: bool) -> str | None:
-    return "followed" if news else None
+def if_new(known: SharedStatus, is_update: bool) -> str | None:
+    return "followed" if is_update else None
 
 
 class TestLeading:
@@ -158,44 +166,44 @@ class TestLeading:
             assert not bench.is_led()
 
     def test_the_first_leads_and_gives_the_lease_back(self, bench: Bench) -> None:
-        def lead(lead: Lead) -> str:
+        def lead(lead: Leadership) -> str:
             assert bench.is_led()
-            assert bench.fleet.leads == {lead}
+            assert bench.peers.leads == {lead}
             return "led"
 
-        assert bench.fleet.fly(HELLO, never, nothing, lead) == "led"
+        assert bench.peers.run_once(HELLO, never, nothing, lead) == "led"
         assert not bench.is_led()
-        assert not bench.fleet.leads
+        assert not bench.peers.leads
 
     @pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
     def test_it_is_given_back_however_the_flight_ends(self, bench: Bench, error: type[BaseException]) -> None:
-        def lead(lead: Lead) -> str:
+        def lead(lead: Leadership) -> str:
             raise error
 
         with pytest.raises(error):
-            bench.fleet.fly(HELLO, never, nothing, lead)
+            bench.peers.run_once(HELLO, never, nothing, lead)
         assert not bench.is_led()
-        assert not bench.fleet.leads
+        assert not bench.peers.leads
 
     def test_without_a_store_everyone_leads(self) -> None:
-        fleet = Fleet(None, Reporter(), row=Row)
+        peers = Peers(None, Reporter(), row=WorkerReport)
         threads = threading.active_count()
 
-        def lead(lead: Lead) -> str:
+        def lead(lead: Leadership) -> str:
             lead.publish(READY)
             lead.confirm()
             lead.keep()
-            assert not fleet.leads
-            return fleet.fly(HELLO, never, nothing, lambda inner: "twice")
+            assert not peers.leads
+            return peers.run_once(HELLO, never, nothing, lambda inner: "twice")
 
-        assert fleet.fly(HELLO, never, nothing, lead) == "twice"
-        assert not fleet.joined
-        fleet.beat()
+        assert peers.run_once(HELLO, never, nothing, lead) == "twice"
+        assert not peers.joined
+        peers.heartbeat()
         assert threading.active_count() == threads
 
     def test_a_second_flight_of_the_process_does_not_take_the_lease(self, bench: Bench) -> None:
         with bench.lead(), pytest.raises(NotAvailable):
-            bench.fly(until=bench.clock() + 1.0)
+            bench.run_once(until=bench.clock() + 1.0)
 
     def test_every_publication_has_a_name_of_its_own(self, bench: Bench) -> None:
         names = set()
@@ -210,10 +218,10 @@ class TestLeading:
 
     def test_what_is_no_news_is_told_now_and_then(self, bench: Bench) -> None:
         with bench.lead() as lead:
-            lead.publish(READY, news=False)
+            lead.publish(READY, is_update=False)
             for _ in range(10):
                 bench.clock.advance(RETELL / 4)
-                lead.publish(READY, news=False)
+                lead.publish(READY, is_update=False)
             lead.publish(READY)
         assert bench.store.calls.count("publish") == 1 + 2 + 1
 
@@ -224,7 +232,7 @@ class TestLeading:
             with bench.led_by_another():
                 lead.publish(READY)
                 assert bench.memory.known(HELLO) is None
-                with pytest.raises(LeadLost):
+                with pytest.raises(LeadershipLost):
                     lead.check()
 
     def test_a_replaced_leader_is_told_when_it_asks(self, bench: Bench) -> None:
@@ -234,14 +242,14 @@ class TestLeading:
             bench.clock.advance(LEASE * 0.9)
             lead.confirm()
             bench.clock.advance(LEASE)
-            with pytest.raises(LeadLost):
+            with pytest.raises(LeadershipLost):
                 lead.confirm()
 
     def test_beats_keep_the_lease(self, bench: Bench) -> None:
         with bench.lead() as lead:
             for _ in range(10):
                 bench.clock.advance(BEAT)
-                bench.fleet.beat()
+                bench.peers.heartbeat()
             assert bench.is_led()
             lead.check()
 
@@ -249,33 +257,33 @@ class TestLeading:
         with bench.lead(until=5.0) as lead:
             while bench.clock() < 5.0 + LEASE + BEAT:
                 bench.clock.advance(BEAT)
-                bench.fleet.beat()
+                bench.peers.heartbeat()
             assert not bench.is_led()
-            with bench.led_by_another(), pytest.raises(LeadLost):
+            with bench.led_by_another(), pytest.raises(LeadershipLost):
                 lead.confirm()
 
     def test_a_lead_that_is_lost_is_looked_for_again(self, bench: Bench) -> None:
-        leads: list[Lead] = []
+        leads: list[Leadership] = []
 
-        def lead(lead: Lead) -> str:
+        def lead(lead: Leadership) -> str:
             leads.append(lead)
             if len(leads) < 3:
-                raise LeadLost
+                raise LeadershipLost
             return "led"
 
-        assert bench.fleet.fly(HELLO, never, nothing, lead) == "led"
+        assert bench.peers.run_once(HELLO, never, nothing, lead) == "led"
         assert len(set(leads)) == 3
-        assert not bench.fleet.leads
+        assert not bench.peers.leads
 
     def test_who_lost_the_lead_takes_what_the_next_leader_tells(self, bench: Bench) -> None:
-        def lead(lead: Lead) -> str:
+        def lead(lead: Leadership) -> str:
             bench.clock.advance(LEASE)
             with bench.led_by_another() as other:
                 other.publish(READY)
                 lead.confirm()
             return "led"
 
-        assert bench.fleet.fly(HELLO, never, lambda known, news: "followed", lead) == "followed"
+        assert bench.peers.run_once(HELLO, never, lambda known, is_update: "followed", lead) == "followed"
 
 
 class TestFollowing:
@@ -283,24 +291,24 @@ class TestFollowing:
         with bench.led_by_another() as other:
             other.publish(READY)
         bench.clock.advance(1.5)
-        assert bench.fly(taken) == "old 1.5"
+        assert bench.run_once(taken) == "old 1.5"
         assert "acquire" not in bench.store.calls
 
     def test_what_is_told_meanwhile_is_news(self, bench: Bench) -> None:
         with bench.led_by_another() as other:
             other.publish(READY)
             bench.store.before["wait"] = lambda: other.publish(READY)
-            assert bench.fly(if_new) == "followed"
+            assert bench.run_once(if_new) == "followed"
 
     def test_also_if_nothing_was_known_before(self, bench: Bench) -> None:
         with bench.led_by_another() as other:
             bench.store.before["wait"] = lambda: other.publish(READY)
-            assert bench.fly(if_new) == "followed"
+            assert bench.run_once(if_new) == "followed"
 
     def test_what_was_told_between_the_look_and_the_subscription_is_seen(self, bench: Bench) -> None:
         with bench.led_by_another() as other:
             bench.store.before["changes"] = lambda: other.publish(READY)
-            assert bench.fly(if_new) == "followed"
+            assert bench.run_once(if_new) == "followed"
         assert "wait" not in bench.store.calls
 
     def test_an_outcome_that_came_right_before_the_lease_is_taken(self, bench: Bench) -> None:
@@ -309,7 +317,7 @@ class TestFollowing:
                 other.publish(READY)
 
         bench.store.before["acquire"] = another_ends
-        assert bench.fly(if_new) == "followed"
+        assert bench.run_once(if_new) == "followed"
         assert not bench.is_led()
 
     def test_if_it_is_an_error_the_lease_is_given_back_too(self, bench: Bench) -> None:
@@ -317,26 +325,26 @@ class TestFollowing:
             with bench.led_by_another() as other:
                 other.publish(READY)
 
-        def fail(known: Known, news: bool) -> None:
+        def fail(known: SharedStatus, is_update: bool) -> None:
             raise SystemExit
 
         bench.store.before["acquire"] = another_ends
         with pytest.raises(SystemExit):
-            bench.fly(fail)
+            bench.run_once(fail)
         assert not bench.is_led()
-        assert not bench.fleet.leads
+        assert not bench.peers.leads
 
     def test_a_lease_that_lapses_without_a_word_is_taken_within_a_look(self, bench: Bench) -> None:
         assert bench.memory.acquire(HELLO, "dead", LEASE) is not None
-        assert bench.fly() == "led"
+        assert bench.run_once() == "led"
         assert LEASE <= bench.clock() <= LEASE + 2 * LOOK_EVERY
 
     def test_nobody_follows_for_ever(self, bench: Bench) -> None:
         with bench.led_by_another():
             for _ in range(4):
-                bench.store.before["wait"] = lambda: bench.other.beat()
+                bench.store.before["wait"] = lambda: bench.other.heartbeat()
             with pytest.raises(NotAvailable) as caught:
-                bench.fly(until=1.0)
+                bench.run_once(until=1.0)
         assert caught.value.waited == pytest.approx(1.0, abs=2 * LOOK_EVERY)
         assert not bench.memory._memory.get().waiting
 
@@ -344,28 +352,28 @@ class TestFollowing:
         with bench.led_by_another() as other:
             other.publish(READY)
         bench.store.before["known"] = lambda: bench.clock.advance(0.5)
-        assert bench.fly(taken) == "old 1.0"  # 0.5 in the store, and 0.5 that the answer may have taken
+        assert bench.run_once(taken) == "old 1.0"  # 0.5 in the store, and 0.5 that the answer may have taken
 
 
 class TestAlone:
     def test_a_store_that_fails_is_done_without(self, bench: Bench) -> None:
         bench.store.error = DOWN
-        assert bench.fly() == "led"
+        assert bench.run_once() == "led"
         assert bench.events == [CoordinationLost(DOWN)]
-        assert not bench.fleet.joined
+        assert not bench.peers.joined
 
     @pytest.mark.parametrize("call", ["known", "acquire", "changes", "wait"])
     def test_whichever_call_it_fails_at(self, bench: Bench, call: str) -> None:
         bench.store.error, bench.store.failing = DOWN, {call}
         with bench.led_by_another():
-            assert bench.fly() == "led"
+            assert bench.run_once() == "led"
         assert bench.kinds() == [CoordinationLost]
 
     def test_whatever_it_raises(self, bench: Bench) -> None:
         """A store of somebody else's, or a record that nobody thought of."""
         bench.store.error = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
-        assert bench.fly() == "led"
-        bench.fleet.beat()
+        assert bench.run_once() == "led"
+        bench.peers.heartbeat()
         assert bench.kinds() == [CoordinationLost]
 
     def test_a_follower_leads_as_soon_as_the_store_has_gone(self, bench: Bench) -> None:
@@ -374,38 +382,38 @@ class TestAlone:
 
         with bench.led_by_another():
             bench.store.before["wait"] = lose
-            assert bench.fly() == "led"
+            assert bench.run_once() == "led"
         assert bench.clock() <= LOOK_EVERY
 
     def test_a_lost_store_is_tried_by_the_heart_alone(self, bench: Bench) -> None:
         bench.store.error = DOWN
-        bench.fly()
+        bench.run_once()
         bench.store.calls.clear()
         for _ in range(3):
-            bench.fly()
+            bench.run_once()
         assert bench.store.calls == []
-        bench.fleet.beat()
+        bench.peers.heartbeat()
         assert bench.store.calls == ["report"]
         assert bench.kinds() == [CoordinationLost]
 
     def test_it_joins_again_by_itself(self, bench: Bench) -> None:
         bench.store.error = DOWN
-        bench.fly()
+        bench.run_once()
         bench.store.error = None
-        bench.fly()
+        bench.run_once()
         assert bench.kinds() == [CoordinationLost]
-        bench.fleet.beat()
-        assert bench.fleet.joined
+        bench.peers.heartbeat()
+        assert bench.peers.joined
         assert bench.kinds() == [CoordinationLost, CoordinationRestored]
-        assert [row.worker for row in bench.memory.workers()] == [bench.fleet.worker]
+        assert [row.worker for row in bench.memory.workers()] == [bench.peers.worker]
 
     def test_who_leads_alone_looks_again_when_the_store_is_back(self, bench: Bench) -> None:
         bench.store.error = DOWN
         lead = bench.lead()
         lead.confirm()
         bench.store.error = None
-        bench.fleet.beat()
-        with lead, pytest.raises(LeadLost):
+        bench.peers.heartbeat()
+        with lead, pytest.raises(LeadershipLost):
             lead.check()
 
     def test_who_leads_goes_on_while_the_store_is_gone(self, bench: Bench) -> None:
@@ -415,42 +423,42 @@ class TestAlone:
             bench.clock.advance(2 * LEASE)
             lead.confirm()
             bench.store.error = None
-            bench.fleet.beat()
-            with bench.led_by_another(), pytest.raises(LeadLost):
+            bench.peers.heartbeat()
+            with bench.led_by_another(), pytest.raises(LeadershipLost):
                 lead.confirm()
         assert bench.kinds() == [CoordinationLost, CoordinationRestored]
 
     def test_what_began_before_a_change_says_nothing_after_it(self, bench: Bench) -> None:
         def lost_and_found() -> None:
             bench.store.error = DOWN
-            bench.fleet.beat()
+            bench.peers.heartbeat()
             bench.store.error = None
-            bench.fleet.beat()
+            bench.peers.heartbeat()
             bench.store.error = DOWN
 
         bench.store.before["known"] = lost_and_found
         lead = bench.lead()
         assert bench.kinds() == [CoordinationLost, CoordinationRestored]
-        with pytest.raises(LeadLost):
+        with pytest.raises(LeadershipLost):
             lead.check()
 
 
 class TestHeart:
     def test_a_beat_reports_what_the_worker_does(self, bench: Bench) -> None:
-        bench.fleet._row = lambda worker: Row(worker, in_flight={HELLO: 3})
-        bench.fleet.beat()
-        assert bench.memory.workers() == [Row(bench.fleet.worker, in_flight={HELLO: 3})]
+        bench.peers._row = lambda worker: WorkerReport(worker, in_flight={HELLO: 3})
+        bench.peers.heartbeat()
+        assert bench.memory.workers() == [WorkerReport(bench.peers.worker, in_flight={HELLO: 3})]
         bench.clock.advance(ROW)
         assert bench.memory.workers() == []
 
     def test_it_beats_from_the_first_flight_on_and_only_once(self, clockwork: Clockwork) -> None:
-        fleet = clockwork.fleet()
-        before = [thread.name for thread in threading.enumerate()].count("scalezero-heart")
+        peers = clockwork.peers()
+        before = [thread.name for thread in threading.enumerate()].count("scalezero-heartbeat")
         assert clockwork.hearts() == 0
         for _ in range(3):
-            fleet.fly(HELLO, never, nothing, lambda lead: "led")
+            peers.run_once(HELLO, never, nothing, lambda lead: "led")
         clockwork.wait_for(lambda: len(clockwork.store.workers()) == 1)
-        assert [thread.name for thread in threading.enumerate()].count("scalezero-heart") == before + 1
+        assert [thread.name for thread in threading.enumerate()].count("scalezero-heartbeat") == before + 1
         assert clockwork.hearts() == 1
 
     def test_a_beat_that_fails_is_logged_and_is_not_the_last(
@@ -458,64 +466,64 @@ class TestHeart:
     ) -> None:
         rows = iter([ValueError("no row")])
 
-        def row(worker: str) -> Row:
+        def row(worker: str) -> WorkerReport:
             for error in rows:
                 raise error
-            return Row(worker)
+            return WorkerReport(worker)
 
         monkeypatch.setattr("scalezero_wsgi.coordination.peers.BEAT", 0.01)
         with caplog.at_level(logging.ERROR, "scalezero_wsgi"):
-            clockwork.fleet(row).fly(HELLO, never, nothing, lambda lead: "led")
+            clockwork.peers(row).run_once(HELLO, never, nothing, lambda lead: "led")
             clockwork.wait_for(lambda: len(clockwork.store.workers()) == 1)
         assert "a beat failed" in caplog.text
 
     def test_where_no_thread_can_be_started_the_next_flight_tries_again(
         self, clockwork: Clockwork, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        fleet = clockwork.fleet()
+        peers = clockwork.peers()
 
         def no_thread(thread: threading.Thread) -> None:
             raise RuntimeError("can't start new thread")
 
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", no_thread)
-            assert fleet.fly(HELLO, never, nothing, lambda lead: "led") == "led"
-        fleet.fly(HELLO, never, nothing, lambda lead: "led")
+            assert peers.run_once(HELLO, never, nothing, lambda lead: "led") == "led"
+        peers.run_once(HELLO, never, nothing, lambda lead: "led")
         clockwork.wait_for(lambda: len(clockwork.store.workers()) == 1)
 
     def test_at_the_end_it_stops_gives_back_its_leases_and_leaves(self, clockwork: Clockwork) -> None:
-        fleet = clockwork.fleet()
-        lead = fleet._join(HELLO, never, nothing)
+        peers = clockwork.peers()
+        lead = peers._join(HELLO, never, nothing)
         clockwork.wait_for(lambda: len(clockwork.store.workers()) == 1)
-        fleet._worker.get()._stop()
+        peers._worker.get()._stop()
         assert clockwork.hearts() == 0
         assert clockwork.store.workers() == []
         assert clockwork.store.acquire(HELLO, "next", LEASE) is not None
-        assert isinstance(lead, Lead)
+        assert isinstance(lead, Leadership)
 
     def test_a_child_is_a_worker_of_its_own_and_does_not_take_its_parents_row_away(
         self, clockwork: Clockwork, tmp_path: Path
     ) -> None:
         store = SQLiteCoordination(tmp_path / "shared" / "fleet.db")
-        fleet = Fleet(store, Reporter(), row=Row)
-        clockwork.fleets.append(fleet)
-        with fleet._join(HELLO, never, nothing) as lead:
+        peers = Peers(store, Reporter(), row=WorkerReport)
+        clockwork.fleets.append(peers)
+        with peers._join(HELLO, never, nothing) as lead:
             clockwork.wait_for(lambda: len(store.workers()) == 1)
-            parent = fleet._worker.get()
+            parent = peers._worker.get()
             pid = os.fork()
             if pid == 0:
                 code = 1
                 try:
-                    fleet.fly(Function("other"), never, nothing, lambda lead: "led")
+                    peers.run_once(Function("other"), never, nothing, lambda lead: "led")
                     clockwork.wait_for(lambda: len(store.workers()) == 2)
-                    assert not fleet.leads
+                    assert not peers.leads
                     parent._stop()
-                    fleet._worker.get()._stop()
+                    peers._worker.get()._stop()
                     code = 0
                 finally:
                     os._exit(code)
             assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-            assert [row.worker for row in store.workers()] == [fleet.worker]
+            assert [row.worker for row in store.workers()] == [peers.worker]
             lead.confirm()
 
     def test_a_process_leaves_when_it_ends(self, tmp_path: Path) -> None:
@@ -524,16 +532,16 @@ class TestHeart:
         program = (
             "import sys, threading, time\n"
             "from scalezero_wsgi import Function\n"
-            "from scalezero_wsgi.coordination.base import Row\n"
-            "from scalezero_wsgi.coordination.peers import Fleet\n"
+            "from scalezero_wsgi.coordination.base import WorkerReport\n"
+            "from scalezero_wsgi.coordination.peers import Peers\n"
             "from scalezero_wsgi.coordination.sqlite import SQLiteCoordination\n"
             "from scalezero_wsgi.events import Reporter\n"
-            "fleet = Fleet(SQLiteCoordination(sys.argv[1]), Reporter(), row=Row)\n"
+            "peers = Peers(SQLiteCoordination(sys.argv[1]), Reporter(), row=WorkerReport)\n"
             "def lead(lead):\n"
             "    print('leads', flush=True)\n"
             "    time.sleep(60)\n"
             "far = lambda: 1e12\n"
-            "call = lambda: fleet.fly(Function('hello'), far, lambda known, news: None, lead)\n"
+            "call = lambda: peers.run_once(Function('hello'), far, lambda known, is_update: None, lead)\n"
             "threading.Thread(target=call, daemon=True).start()\n"
             "sys.stdin.readline()\n"
         )
@@ -561,14 +569,14 @@ class Clockwork:
 
     def __init__(self) -> None:
         self.store = MemoryCoordination()
-        self.fleets: list[Fleet] = []
+        self.fleets: list[Peers] = []
 
-    def fleet(self, row: Callable[[str], Row] = Row) -> Fleet:
-        self.fleets.append(Fleet(self.store, Reporter(), row=row))
+    def peers(self, row: Callable[[str], WorkerReport] = WorkerReport) -> Peers:
+        self.fleets.append(Peers(self.store, Reporter(), row=row))
         return self.fleets[-1]
 
     def hearts(self) -> int:
-        threads = [fleet._worker.get()._thread for fleet in self.fleets]
+        threads = [peers._worker.get()._thread for peers in self.fleets]
         return sum(thread is not None and thread.is_alive() for thread in threads)
 
     @staticmethod
@@ -587,6 +595,6 @@ def wait_for(reached: Callable[[], bool]) -> None:
 def clockwork() -> Iterator[Clockwork]:
     clockwork = Clockwork()
     yield clockwork
-    for fleet in clockwork.fleets:
-        fleet._worker.get()._stop()
+    for peers in clockwork.fleets:
+        peers._worker.get()._stop()
     assert clockwork.hearts() == 0

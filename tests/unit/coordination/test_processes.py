@@ -23,7 +23,7 @@ import pytest
 
 from scalezero_wsgi import Function, ReplicaStatus
 from scalezero_wsgi.coordination import make_coordination
-from scalezero_wsgi.coordination.base import Known
+from scalezero_wsgi.coordination.base import SharedStatus
 from scalezero_wsgi.coordination.peers import BEAT, LEASE
 from tests.servers.harness import ROOT, until
 from tests.unit.coordination.crowd import ASKED, SETTING, STARTING, ZERO, Setup, Site, command
@@ -316,7 +316,7 @@ def test_what_a_stopped_leader_writes_late_changes_nothing(setup: Setup, moment:
         store = make_coordination(setup.url)
         lease = store.acquire(Function(function), "test", 60.0)
         assert lease is not None
-        assert store.publish(lease, Known(MARK))
+        assert store.publish(lease, SharedStatus(MARK))
         before = len(log.lines())
         late.process.send_signal(signal.SIGCONT)
         answers = late.receive()

@@ -20,7 +20,7 @@ from redis.retry import Retry
 
 from scalezero_wsgi import Function, ReplicaStatus
 from scalezero_wsgi.coordination import CoordinationError, make_coordination
-from scalezero_wsgi.coordination.base import Known, Lease, Row
+from scalezero_wsgi.coordination.base import Lease, SharedStatus, WorkerReport
 from scalezero_wsgi.coordination.redis import RedisCoordination
 from scalezero_wsgi.testing import CoordinationBench, CoordinationContract
 from tests.engines.engine import engine
@@ -146,9 +146,9 @@ class TestKeys:
         """While everything there is is in use."""
         store = RedisCoordination(server.url)
         missing = held(store, Function("missing"))
-        assert store.publish(missing, Known(None))
+        assert store.publish(missing, SharedStatus(None))
         assert store.publish(held(store), UP)
-        store.report(Row("a", {HELLO: 1}), 3.5)
+        store.report(WorkerReport("a", {HELLO: 1}), 3.5)
         admin = server.admin()
         lives = {key: admin.pttl(key) / 1000 for key in admin.scan_iter()}
         assert {key: 0 < life <= 3600 for key, life in lives.items()} == dict.fromkeys(
@@ -167,10 +167,10 @@ class TestKeys:
 
     def test_the_longest_report_keeps_the_rows(self, server: Server) -> None:
         store = RedisCoordination(server.url)
-        store.report(Row("a"), 60.0)
-        store.report(Row("b"), 0.1)
+        store.report(WorkerReport("a"), 60.0)
+        store.report(WorkerReport("b"), 0.1)
         time.sleep(0.2)
-        store.report(Row("c"), 0.1)
+        store.report(WorkerReport("c"), 0.1)
         assert sorted(server.admin().hkeys("scalezero:workers")) == ["a", "c"]
         time.sleep(0.2)
         assert [row.worker for row in store.workers()] == ["a"]
@@ -182,7 +182,7 @@ class TestKeys:
         else:
             store = RedisCoordination(server.url, prefix="x:y")
         tell(store)
-        store.report(Row("a"), 30.0)
+        store.report(WorkerReport("a"), 30.0)
         assert all(key.startswith("x:y:") for key in server.admin().scan_iter())
         other = RedisCoordination(server.url)
         assert other.known(HELLO) is None
@@ -209,8 +209,8 @@ class TestKeys:
         server.admin().hset("scalezero:workers", "a", "rubbish")
         with lost(1.0):
             store.workers()
-        store.report(Row("b"), 30.0)  # which clears up
-        assert list(store.workers()) == [Row("b")]
+        store.report(WorkerReport("b"), 30.0)  # which clears up
+        assert list(store.workers()) == [WorkerReport("b")]
 
 
 class TestTime:
@@ -224,12 +224,12 @@ class TestTime:
             "monotonic = time.monotonic\n"
             "time.monotonic = lambda: monotonic() + shift\n"
             "from scalezero_wsgi import Function, ReplicaStatus\n"
-            "from scalezero_wsgi.coordination.base import Known, Row\n"
+            "from scalezero_wsgi.coordination.base import SharedStatus, Row\n"
             "from scalezero_wsgi.coordination.redis import RedisCoordination\n"
             "store, name = RedisCoordination(sys.argv[1]), sys.argv[3]\n"
             "lease = store.acquire(Function(name), name, 30.0)\n"
-            "assert store.publish(lease, Known(ReplicaStatus(1, 1), age=5.0))\n"
-            "store.report(Row(name), 30.0)\n"
+            "assert store.publish(lease, SharedStatus(ReplicaStatus(1, 1), age=5.0))\n"
+            "store.report(WorkerReport(name), 30.0)\n"
             "print(lease.token, store.known(Function(name)).age)\n"
         )
         tokens = []
@@ -311,16 +311,16 @@ class TestFaults:
         for use in (
             lambda: store.acquire(HELLO, "a", 1.0),
             lambda: store.known(HELLO),
-            lambda: store.report(Row("a"), 1.0),
+            lambda: store.report(WorkerReport("a"), 1.0),
         ):
             with lost(1.0):
                 use()
         until(lambda: store.known(Function("other")) is None)
-        tell(store, Known(ReplicaStatus(7, 7)), Function("new"))
+        tell(store, SharedStatus(ReplicaStatus(7, 7)), Function("new"))
         known = store.known(Function("new"))
         assert known is not None
         assert known.status == ReplicaStatus(7, 7)
-        assert list(store.workers()) in ([], [Row("a")])
+        assert list(store.workers()) in ([], [WorkerReport("a")])
 
     def test_a_server_that_is_stopped(self, own: Server) -> None:
         store = RedisCoordination(own.url, timeout=0.3)
@@ -491,7 +491,7 @@ class TestKinds:
         assert store.renew(lease, 30.0)
         store.release(lease)
         other.release(held(other))
-        row = Row("a", {HELLO: 1})
+        row = WorkerReport("a", {HELLO: 1})
         store.report(row, 30.0)
         assert list(other.workers()) == [row]
         other.leave("a")

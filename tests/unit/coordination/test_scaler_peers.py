@@ -17,7 +17,7 @@ from scalezero_wsgi.activation.scaler import FOLLOW, LINGER
 from scalezero_wsgi.activation.single_flight import Flight
 from scalezero_wsgi.activation.starts import SETTLE, STABLE
 from scalezero_wsgi.coordination import CoordinationError
-from scalezero_wsgi.coordination.base import Failure, Known, Start, Trouble
+from scalezero_wsgi.coordination.base import Failure, ProviderFault, SharedStatus, Start
 from scalezero_wsgi.coordination.peers import BEAT, LEASE, RETELL
 from scalezero_wsgi.events import (
     CoordinationLost,
@@ -81,12 +81,12 @@ class World(Simulation):
         end = self.clock() + seconds
         self.run(lambda: self.clock() >= end, seconds + 1.0)
 
-    def known(self) -> Known:
+    def known(self) -> SharedStatus:
         known = self.store.known(HELLO)
         assert known is not None
         return known
 
-    def told(self, known: Known) -> None:
+    def told(self, known: SharedStatus) -> None:
         """Let the fleet know something."""
         lease = self.store.acquire(HELLO, "somebody", 1.0)
         assert lease is not None
@@ -114,10 +114,10 @@ def wake_all(world: World) -> None:
 class TestOneFlight:
     def test_the_leader_tells_each_step(self) -> None:
         world = World(1)
-        told: list[Known] = []
+        told: list[SharedStatus] = []
         publish = world.store.publish
 
-        def note(lease: object, known: Known) -> bool:
+        def note(lease: object, known: SharedStatus) -> bool:
             told.append(known)
             return publish(lease, known)  # type: ignore[arg-type]
 
@@ -154,7 +154,7 @@ class TestOneFlight:
         assert lease is not None
         worker.wake()
         world.pass_time(0.5)
-        world.store.publish(lease, Known(UP, start=Start("s", age=0.3, shown=True), name="end"))
+        world.store.publish(lease, SharedStatus(UP, start=Start("s", age=0.3, shown=True), name="end"))
         world.all_land()
         assert worker.scaler.last_starts(HELLO)
 
@@ -186,7 +186,7 @@ class TestOneFlight:
 
     def test_but_again_if_nothing_comes_of_it(self) -> None:
         world = World(1)
-        world.told(Known(ZERO, start=Start("lost", age=SETTLE * 0.5)))
+        world.told(SharedStatus(ZERO, start=Start("lost", age=SETTLE * 0.5)))
         wake_all(world)
         world.all_land()
         assert len(world.provider.sets) == 1
@@ -195,10 +195,10 @@ class TestOneFlight:
     def test_nor_is_one_waited_for_that_others_have_seen_come_and_go(self) -> None:
         world = World(1)
         (worker,) = world.workers
-        world.told(Known(ZERO, start=Start("gone", age=0.1)))
+        world.told(SharedStatus(ZERO, start=Start("gone", age=0.1)))
         worker.refresh()
         world.all_land()
-        world.told(Known(ZERO, age=1.0, start=Start("gone", age=0.1, shown=True)))
+        world.told(SharedStatus(ZERO, age=1.0, start=Start("gone", age=0.1, shown=True)))
         worker.wake()
         world.all_land(1.0)
         assert len(world.provider.sets) == 1
@@ -333,7 +333,7 @@ class TestMissing:
     def test_it_is_missing_for_an_expiry_and_not_for_two(self) -> None:
         world = World(1)
         (worker,) = world.workers
-        world.told(Known(None))
+        world.told(SharedStatus(None))
         world.clock.advance(0.9)
         worker.wake()
         world.all_land()
@@ -487,7 +487,7 @@ class TestFailure:
 
     def test_an_old_failure_is_no_longer_told(self) -> None:
         world = World(1)
-        world.told(Known(ZERO, failure=Failure(3, "old", "broken", left=-59.0)))
+        world.told(SharedStatus(ZERO, failure=Failure(3, "old", "broken", left=-59.0)))
         wake_all(world)
         world.until(lambda: world.known().start is not None)
         assert world.known().failure is not None
@@ -554,14 +554,14 @@ class TestTrouble:
 
     def test_a_final_trouble_of_an_earlier_flight_ends_no_new_one(self) -> None:
         world = World(1)
-        world.told(Known(None, trouble=Trouble(0.1, final=True)))
+        world.told(SharedStatus(None, trouble=ProviderFault(0.1, final=True)))
         wake_all(world)
         world.all_land()
         assert isinstance(outcomes(world)[0], FunctionMeta)
 
     def test_what_was_known_before_the_trouble_is_no_answer(self) -> None:
         world = World(2)
-        world.told(Known(UP, age=10.0))
+        world.told(SharedStatus(UP, age=10.0))
         world.answer(ProviderError("500"))
         wake_all(world)
         world.all_land(PROVIDER_PATIENCE + 2.0)
@@ -587,7 +587,7 @@ class TestTrouble:
     def test_a_trouble_of_long_ago_is_not_that_of_a_leader_who_says_nothing(self) -> None:
         world = World(1)
         (worker,) = world.workers
-        world.told(Known(None, SILENT + 1.0, trouble=Trouble(SILENT + 1.0, final=True)))
+        world.told(SharedStatus(None, SILENT + 1.0, trouble=ProviderFault(SILENT + 1.0, final=True)))
         assert world.store.acquire(HELLO, "hangs", 60.0) is not None
         worker.wake()
         world.pass_time(1.0)
@@ -596,7 +596,7 @@ class TestTrouble:
     def test_a_leader_that_has_said_nothing_for_long_has_no_answer(self) -> None:
         world = World(1)
         (worker,) = world.workers
-        world.told(Known(STARTING))
+        world.told(SharedStatus(STARTING))
         assert world.store.acquire(HELLO, "hangs", 60.0) is not None
         worker.wake()
         world.pass_time(1.0)
@@ -690,7 +690,7 @@ class TestRefresh:
 
     def test_a_fresh_status_is_taken_although_the_leader_has_a_trouble_besides(self) -> None:
         world = World(1)
-        world.told(Known(STARTING, trouble=Trouble()))
+        world.told(SharedStatus(STARTING, trouble=ProviderFault()))
         world.workers[0].refresh()
         world.all_land()
         assert world.workers[0].scaler._cache.get("hello") == (STARTING, True)
@@ -754,11 +754,11 @@ class TestAlone:
             world.pass_time(3 * BEAT)
         assert all(isinstance(found, FunctionMeta) for found in outcomes(world))
         assert [type(event) for event in world.events].count(CoordinationLost) == 3
-        assert all(not worker.fleet.joined for worker in world.workers)
+        assert all(not worker.peers.joined for worker in world.workers)
         world.down = False
         world.pass_time(2 * BEAT)
         assert [type(event) for event in world.events].count(CoordinationRestored) == 3
-        assert all(worker.fleet.joined for worker in world.workers)
+        assert all(worker.peers.joined for worker in world.workers)
         world.provider.zero()
         world.pass_time(EXPIRY * 2)
         wake_all(world)
@@ -778,7 +778,7 @@ class TestAlone:
 
 def test_a_start_that_is_later_than_now_costs_nothing_but_time() -> None:
     world = World(1)
-    world.told(Known(ZERO, start=Start("ahead", age=-5.0)))
+    world.told(SharedStatus(ZERO, start=Start("ahead", age=-5.0)))
     wake_all(world)
     world.all_land()
     assert isinstance(outcomes(world)[0], FunctionMeta)
@@ -798,7 +798,7 @@ class TestHowLongStartsTake:
         world.crash(first)
         queries = world.provider.queries
         second.wake()
-        world.until(lambda: bool(second.fleet.leads))
+        world.until(lambda: bool(second.peers.leads))
         assert second.scaler.last_starts(HELLO) == known
         world.pass_time(2.5)
         assert world.provider.queries - queries < 10  # it need not ask often yet
@@ -819,10 +819,10 @@ class TestHowLongStartsTake:
     def test_a_leader_of_an_earlier_release_does_not_tell(self) -> None:
         world = World(1)
         (worker,) = world.workers
-        world.told(Known(STARTING, durations=(1.0, 2.0)))
+        world.told(SharedStatus(STARTING, durations=(1.0, 2.0)))
         worker.refresh()
         world.all_land()
-        world.told(Known(STARTING))
+        world.told(SharedStatus(STARTING))
         worker.refresh()
         world.all_land()
         assert worker.scaler.last_starts(HELLO) == (1.0, 2.0)
@@ -896,7 +896,7 @@ class TestNobodyWaits:
         queries = world.provider.queries
         world.pass_time(9.0)
         assert world.provider.queries - queries <= 9.0 / UNWANTED_PAUSE + 2
-        assert world.workers[0].fleet.joined
+        assert world.workers[0].peers.joined
         assert not [event for event in world.events if isinstance(event, CoordinationLost)]
 
     def test_when_it_ends_one_that_still_waits_takes_over(self) -> None:

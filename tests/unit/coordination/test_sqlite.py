@@ -21,7 +21,7 @@ import pytest
 
 from scalezero_wsgi import Function, ReplicaStatus, SettingError
 from scalezero_wsgi.coordination import CoordinationError, sqlite
-from scalezero_wsgi.coordination.base import Known, Row
+from scalezero_wsgi.coordination.base import SharedStatus, WorkerReport
 from scalezero_wsgi.coordination.sqlite import SQLiteCoordination
 from scalezero_wsgi.testing import CoordinationBench, CoordinationContract
 from tests.servers.harness import ROOT
@@ -301,7 +301,7 @@ class TestFaults:
     def test_rows_of_an_earlier_boot_are_dropped(self, path: Path) -> None:
         store = SQLiteCoordination(path)
         tell(store)
-        store.report(Row("a"), 3600.0)
+        store.report(WorkerReport("a"), 3600.0)
         held(store)
         del store
         connection = sqlite3.connect(path, isolation_level=None)
@@ -328,7 +328,7 @@ class TestFaults:
             with pytest.raises(CoordinationError):
                 store.acquire(HELLO, "a", 30.0)
             with pytest.raises(CoordinationError):
-                store.report(Row("a"), 30.0)
+                store.report(WorkerReport("a"), 30.0)
             path.chmod(0o600)
             tell(store)
             for each in directory.iterdir():
@@ -340,14 +340,14 @@ class TestFaults:
     def test_a_disk_that_is_full(self, path: Path) -> None:
         """Here a limit to the size of files: writing fails, reading does not, and room mends it."""
 
-        def fill(store: SQLiteCoordination, known: Known) -> None:
+        def fill(store: SQLiteCoordination, known: SharedStatus) -> None:
             for number in range(10):
                 store.publish(held(store, Function(f"{time.monotonic_ns()}-{number}")), known)
 
         def work() -> None:
             store = SQLiteCoordination(path)
             tell(store)
-            big = Known(ReplicaStatus(1, 1, annotations={"a": "x" * 20_000}))
+            big = SharedStatus(ReplicaStatus(1, 1, annotations={"a": "x" * 20_000}))
             limits = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
             with pytest.raises(CoordinationError):
@@ -404,7 +404,7 @@ class TestFaults:
         # If this process holds no lock any more, the next one to close the file deletes the log.
         use_from_elsewhere(path)
         assert path.with_name(path.name + "-wal").exists()
-        tell(store, Known(ReplicaStatus(2, 2)))
+        tell(store, SharedStatus(ReplicaStatus(2, 2)))
         known = SQLiteCoordination(path).known(HELLO)
         assert known is not None
         assert known.status == ReplicaStatus(2, 2)

@@ -160,7 +160,7 @@ class Stormy(Calm):
 
     @rule(index=WORKERS)
     def the_leader_dies(self, index: int) -> None:
-        leaders = [worker for worker in self.world.workers if worker.fleet.leads]
+        leaders = [worker for worker in self.world.workers if worker.peers.leads]
         if leaders:
             self.a_worker_dies(self.world.workers.index(leaders[index % len(leaders)]))
 
@@ -171,7 +171,7 @@ class Stormy(Calm):
 
     @rule(index=WORKERS, call=st.sampled_from(["", "renew", "publish"]), seconds=st.sampled_from([0.01, 0.5]))
     def the_leader_hangs_for_longer_than_its_lease(self, index: int, call: str, seconds: float) -> None:
-        leads = [task for task in self.world.runnable() if task.worker.fleet.leads and task.name == "wake"]
+        leads = [task for task in self.world.runnable() if task.worker.peers.leads and task.name == "wake"]
         if leads:
             task = leads[index % len(leads)]
             for _ in range(20):
@@ -207,7 +207,7 @@ class Stormy(Calm):
             worker.stopped = False
         self.bound += LEASE + SETTLE + BEAT + max(FOLLOW, PROVIDER_PATIENCE)
         super().no_waiter_is_left_behind()
-        joined = self.world.run(lambda: all(worker.fleet.joined for worker in self.world.workers), 2 * BEAT)
+        joined = self.world.run(lambda: all(worker.peers.joined for worker in self.world.workers), 2 * BEAT)
         assert joined, "somebody stays alone although the store is back"
 
 
