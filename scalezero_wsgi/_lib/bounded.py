@@ -18,16 +18,18 @@ class Bounded(Generic[K, V]):
     Safe for threads and after a fork. Readers take no lock and never see a key vanish while it is being
     set again: the order is kept apart from the values. ``get`` is the dictionary's own.
 
+    :param dropped: is given each value that goes for want of room.
     :raises ValueError: ``maxsize`` is less than 1.
     """
 
-    __slots__ = ("_lock", "_maxsize", "_order", "_values", "get")
+    __slots__ = ("_dropped", "_lock", "_maxsize", "_order", "_values", "get")
 
     get: Callable[[K], V | None]
 
-    def __init__(self, maxsize: int) -> None:
+    def __init__(self, maxsize: int, dropped: Callable[[V], object] = lambda _: None) -> None:
         if maxsize < 1:
             raise ValueError(f"maxsize must be 1 or more, not {maxsize!r}")
+        self._dropped = dropped
         self._maxsize = maxsize
         self._values: dict[K, V] = {}
         self._order: dict[K, None] = {}
@@ -56,7 +58,7 @@ class Bounded(Generic[K, V]):
             while len(self._order) > self._maxsize:
                 oldest = next(iter(self._order))
                 del self._order[oldest]
-                self._values.pop(oldest, None)
+                self._dropped(self._values.pop(oldest))
         return value
 
     def pop(self, key: K) -> None:

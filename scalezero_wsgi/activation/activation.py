@@ -1,21 +1,35 @@
-"""One flight, from the first query to the first replica, led by this worker or another."""
+"""The activation of one function, from the first query to the first replica: led by this worker or followed.
+
+::
+
+              a count above 0          available
+    QUERYING ─────────────────▶ STARTING ──────▶ READY
+       │  ▲                       ▲   │
+       │ 0│ replicas   above 0    │   │ 0 again, after a pause
+       ▼  │                       │   ▼
+     REQUESTED ───────────────────┴─ (request)          any of the three ──▶ FAILED: the provider says why
+
+A function at zero is requested at once; again only when the request was not shown for ``SETTLE`` seconds, or
+when the function has ended, and then with growing pauses.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
 
 from .._lib.backoff import backoff_step, growing
 from ..coordination.base import ProviderFault, SharedStatus
 from ..coordination.peers import BEAT, Leadership
-from ..events import ProviderFailed, ScaleRequested
+from ..events import FunctionReady, ProviderFailed, ScaleRequested, StartFailed
 from ..model import Function, FunctionFailed, NotAvailable, ProviderError, ProviderSilent, ReplicaStatus
 from . import polling
-from .function_cache import FunctionMeta
-from .knowledge import WATCH, Knowledge
+from .function_cache import Freshness, FunctionMeta
+from .refresh import WATCH, Context, Refresh
 from .single_flight import Flight
-from .starts import SETTLE
+from .state import SETTLE
 
 logger = logging.getLogger("scalezero_wsgi")
 
@@ -28,267 +42,293 @@ UNWANTED_PAUSE = 3.0
 SLICE = 0.25
 """Seconds after which one who comes in that pause is noticed."""
 
-SILENT = 2 * WATCH + 1.0
-"""Seconds after which a leader that has told nothing counts as one whose provider does not answer."""
+LEADER_SILENT = 2 * WATCH + 1.0
+"""Seconds after which a leader that has published nothing counts as one whose provider does not answer."""
 
 
-class _Patience:
+class Phase(Enum):
+    """Where an activation stands."""
+
+    QUERYING = "no answer yet, or none but 'available'"
+    REQUESTED = "scaled up from zero, of which the provider has shown nothing yet"
+    STARTING = "the provider shows replicas, and none is available"
+    READY = "a replica is available"
+    FAILED = "the provider says why there will be none"
+
+
+def next_phase(phase: Phase, status: ReplicaStatus, available: bool) -> Phase:
+    """Return the phase after an answer of the provider."""
+    match phase, available, status:
+        case _, True, _:
+            return Phase.READY
+        case (Phase.QUERYING, _, ReplicaStatus(replicas=0)):
+            return Phase.QUERYING  # a failure at zero is left from before, and does not stand against a start
+        case _, _, ReplicaStatus(failure=str()):
+            return Phase.FAILED
+        case _, _, ReplicaStatus(replicas=0):
+            return phase
+    return Phase.STARTING
+
+
+class _Retries:
     """How long one kind of provider call has failed without a break."""
 
-    __slots__ = ("_clock", "_since", "delays", "trouble")
+    __slots__ = ("delays", "error", "failing_since")
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self.reset()
+    def __init__(self) -> None:
+        self.failing_since: float | None = None
+        self.error: ProviderError | None = None
+        self.delays: Iterator[float] = iter(())
 
-    def reset(self) -> None:
-        self._since: float | None = None
-        self.trouble: ProviderError | None = None
-        self.delays = growing(0.05, 1.0, factor=2.0)
-
-    def lost(self, error: ProviderError) -> bool:
-        """Note a failure; whether there were too many."""
-        self.trouble = error
-        now = self._clock()
-        if self._since is None:
-            self._since = now
-        return now - self._since >= PROVIDER_PATIENCE
+    def exhausted(self, error: ProviderError, now: float) -> bool:
+        """Note a failure, and return whether there were too many."""
+        self.error = error
+        if self.failing_since is None:
+            self.failing_since, self.delays = now, growing(0.05, 1.0, factor=2.0)
+        return now - self.failing_since >= PROVIDER_PATIENCE
 
 
-class Wake:
-    """What a flight does as a leader and as a follower.
+class Activation(Refresh):
+    """What a flight does as a leader and as a follower. Of one flight and its thread.
 
-    :param knowledge: whom it asks, and what it knows.
-    :param flight: whose ``trouble`` it tells, and where it sees whether anybody waits.
-    :param doubted: the entry that is not to be used any more.
     :param since: take no answer to a question asked before that moment.
-    :param pause: waits about so many seconds.
-    :param woken: is told of the entry when the function came up, and after how many seconds.
-    :param usual: how long the function's starts take, in seconds; empty if that is not known.
-    :param ends: monotonic seconds after which the flight is of use to nobody; asked for again and again.
+    :param usual: returns how long the function's starts take, in seconds; empty if that is not known.
+    :param ends_at: returns the monotonic seconds after which the flight is of use to nobody.
     """
 
     def __init__(
         self,
-        knowledge: Knowledge,
+        context: Context,
         function: Function,
-        flight: Flight[FunctionMeta],
-        *,
-        doubted: FunctionMeta | None,
         since: float,
-        pause: Callable[[float], None],
-        woken: Callable[[FunctionMeta, float], None],
         usual: Callable[[], Sequence[float]],
-        ends: Callable[[], float],
+        ends_at: Callable[[], float],
     ) -> None:
-        self._knowledge = knowledge
-        self._starts = knowledge.starts
-        self._clock = knowledge.clock
-        self._function = function
-        self._flight = flight
-        self._doubted = doubted is not None
-        self._since = since if doubted is None else max(since, doubted.last_refresh)
-        self._pause = pause
-        self._woken = woken
+        super().__init__(context, function)
         self._usual = usual
-        self._ends = ends
+        self._ends_at = ends_at
         self._begun = self._clock()
-        self._met_unavailable = False
-        flight.trouble = ProviderSilent("the provider did not answer in time")
+        meta = self._state.meta
+        self._was_suspect = meta is not None and meta.suspect
+        self._since = max(since, meta.last_refresh) if meta is not None and meta.suspect else since
+        self._was_unavailable = False
+        self._flight: Flight[FunctionMeta]
 
-    def follow(self, told: SharedStatus, is_update: bool) -> FunctionMeta | None:
-        """Take the outcome from another leader, if there is one.
+    def activate(self, flight: Flight[FunctionMeta]) -> FunctionMeta:
+        """Block until a replica is available.
+
+        :param flight: whose ``trouble`` and ``starting`` are set, and where it is seen whether anybody waits.
+        :raises ScaleZeroError: there will be none.
+        """
+        # Whoever decided to join before the last flight ended starts this one after it: look again.
+        meta, cache = self._state.meta, self._context.cache
+        if meta is not None and meta.available and cache.freshness(meta) is Freshness.FRESH:
+            if meta.last_refresh >= self._since:
+                return meta
+        self._flight = flight
+        flight.trouble = ProviderSilent("the provider did not answer in time")
+        return self._context.peers.run_once(self._function, self._ends_at, self._on_update, self._activate)
+
+    # As a follower
+
+    def _on_update(self, shared: SharedStatus, is_update: bool) -> FunctionMeta | None:
+        """Return the outcome that another leader published, if there is one.
 
         :raises ScaleZeroError: there is one, and it is not a replica.
         """
-        self._flight.trouble = self._trouble_of(told)
-        if told.status is not None and not told.status.available_replicas:
+        trouble: ProviderError | None = None
+        if shared.trouble is not None and shared.trouble.age <= LEADER_SILENT:
+            trouble = ProviderError("the provider fails another worker: see its log")
+        elif shared.age > LEADER_SILENT:
+            trouble = ProviderSilent("no worker has had an answer of the provider")
+        self._flight.trouble = trouble
+        if shared.status is not None and not shared.status.available_replicas:
             self._flight.starting = True
-        meta = self._knowledge.take(self._function, told, is_update, self._since)
+        meta = self._apply(shared, is_update, self._since)
         if meta is not None and meta.available:
-            start = told.start
-            if start is not None and self._clock() - start.age >= self._begun:
-                self._met_unavailable = True
-            self._arrive(meta)
-            return meta
+            started_here = shared.start is not None and self._clock() - shared.start.age >= self._begun
+            self._was_unavailable = self._was_unavailable or started_here
+            return self._arrive(meta)
         if meta is not None:
-            self._met_unavailable = True
-        self._starts.refuse_while_resting(self._function)
-        if is_update and told.trouble is not None and told.trouble.final:
+            self._was_unavailable = True
+        self._state.refuse_while_resting(self._clock())
+        if is_update and shared.trouble is not None and shared.trouble.final:
             raise ProviderError("the provider failed another worker for too long: see its log")
         return None
 
-    @staticmethod
-    def _trouble_of(told: SharedStatus) -> ProviderError | None:
-        if told.trouble is not None and told.trouble.age <= SILENT:
-            return ProviderError("the provider fails another worker: see its log")
-        return ProviderSilent("no worker has had an answer of the provider") if told.age > SILENT else None
+    def _arrive(self, meta: FunctionMeta) -> FunctionMeta:
+        state, now = self._state, self._clock()
+        if self._was_unavailable:
+            if not state.durations:  # a leader of an earlier release does not tell
+                self._context.cache.set_durations(state, (now - self._begun,))
+            self._context.report(FunctionReady(self._function, now - self._begun))
+        elif self._was_suspect and state.came_up_at <= state.refuted_at:
+            state.confirmed_at = now
+        return meta
 
-    def lead(self, lead: Leadership) -> FunctionMeta:
+    # As the leader
+
+    def _activate(self, leadership: Leadership) -> FunctionMeta:
         """Loop until a replica is available.
 
         :raises ScaleZeroError: there will be none.
         :raises LeadershipLost: another worker leads.
         """
-        self._lead = lead
+        self._leadership = leadership
         self._flight.trouble = ProviderSilent("the provider did not answer in time")
-        self._querying = _Patience(self._clock)
-        self._scaling = _Patience(self._clock)
+        self._querying, self._scaling = _Retries(), _Retries()
         self._early_returns = growing(0.005, 0.25, factor=1.2)
         self._requests = 0
-        self._requested_at = self._starts.pending(self._function)
-        asked_at = self._begun if self._requested_at is None else self._requested_at
-        self._started_at = min(asked_at, self._clock())  # another host's clock may run ahead
+        pending_since = self._state.pending_since(self._clock())
+        self._phase = Phase.QUERYING if pending_since is None else Phase.REQUESTED
+        self._requested_at = pending_since
+        # Another host's clock may run ahead.
+        self._started_at = min(self._begun if pending_since is None else pending_since, self._clock())
         self._unwanted_for = 0.0
-        self._looked_elsewhere = -math.inf
+        self._looked_elsewhere_at = -math.inf
         self._wanted_elsewhere = False
-        self._request_seen = False
         seen: ReplicaStatus | None = None
         while True:
+            # While nobody waits queries are rare: the start has probably ended halfway between two.
+            started_at = self._started_at + self._unwanted_for / 2 if self._was_unavailable else None
             try:
-                meta = self._knowledge.query(
-                    self._function, lead, seen, self._scaling.trouble, started_at=self._counted_from()
-                )
+                meta = self._query(seen, self._scaling.error, started_at)
             except ProviderError as error:
                 seen = None
-                self._lose(self._querying, error)
+                self._retry(self._querying, error)
                 continue
-            self._querying.reset()
-            self._flight.trouble = self._scaling.trouble
-            if meta.available:
-                self._arrive(meta)
-                return meta
-            self._met_unavailable = self._flight.starting = True
-            lead.check()  # first: what a replaced leader sees late may be of a start that others got over
-            self._check_failure(meta)
-            if self._must_request(meta.status):
-                # What was seen before is no measure any more: a start may fail within a moment, and then
-                # look as if nothing had changed.
-                seen = None
+            self._querying = _Retries()
+            self._flight.trouble = self._scaling.error
+            self._phase = next_phase(self._phase, meta.status, meta.available)
+            if self._phase is Phase.READY:
+                return self._arrive(meta)
+            self._was_unavailable = self._flight.starting = True
+            leadership.check()  # first: a deposed leader may see the state of a later start
+            if meta.status.failure is not None:
+                self._note_failure(meta)
+            if meta.status.replicas == 0 and self._may_request():
+                seen = None  # reset the baseline: a start may fail within a moment, as if nothing had changed
                 self._request(meta)
-                continue
-            changed = meta.status != seen
-            seen = meta.status
-            self._wait_for_the_next(changed)
-
-    def _arrive(self, meta: FunctionMeta) -> None:
-        if self._met_unavailable:
-            self._woken(meta, self._clock() - self._begun)
-        elif self._doubted and meta.usage.woken_at <= meta.usage.refuted_at:
-            meta.usage.vouched_at = self._clock()
-
-    def _check_failure(self, meta: FunctionMeta) -> None:
-        reason = meta.status.failure
-        if reason is None:
-            return
-        try:
-            if self._requested_at is not None or meta.status.replicas > 0:
-                self._starts.fail(self._function, reason)
             else:
-                # Left from before: it does not stand against a new start, but for one that came too soon.
-                self._starts.ended(self._function, reason)
-        finally:
-            self._knowledge.tell(self._function, self._lead, meta)
+                changed, seen = meta.status != seen, meta.status
+                self._wait_for_the_next(changed)
 
-    def _must_request(self, status: ReplicaStatus) -> bool:
-        if status.replicas > 0:
-            self._request_seen = True
-            return False
+    def _note_failure(self, meta: FunctionMeta) -> None:
+        """:raises FunctionFailed: the failure stands against the start, and the function rests."""
+        reason, now = str(meta.status.failure), self._clock()
+        if self._phase is Phase.FAILED:
+            self._fail(reason, meta)
+            return
+        # Left from before: it does not stand against a new start, but for one that came too soon.
+        noted = self._state.note_end(reason, now)
+        self._publish(meta)
+        if noted:
+            self._rest()
+
+    def _fail(self, reason: str, meta: FunctionMeta) -> None:
+        self._state.fail_start(reason, self._clock())
+        self._publish(meta)
+        self._rest()
+
+    def _rest(self) -> None:
+        try:
+            self._state.refuse_while_resting(self._clock())
+        except FunctionFailed as failed:
+            self._context.report(StartFailed(self._function, failed.reason, failed.retry_after))
+            raise
+
+    def _may_request(self) -> bool:
+        """Return whether a function at zero is to be scaled up now.
+
+        Not at once after a request: a function that ends as soon as it starts, of which the provider tells no
+        failure, would be started without a pause.
+        """
         if self._requested_at is None:
             return True
-        # Not at once: a function that ends as soon as it starts, of which the provider tells no failure,
-        # would be started without a pause.
         pause = backoff_step(max(1, self._requests))
-        return self._clock() >= self._requested_at + (pause if self._request_seen else max(SETTLE, pause))
+        shown = self._phase is not Phase.REQUESTED
+        return self._clock() >= self._requested_at + (pause if shown else max(SETTLE, pause))
 
     def _request(self, meta: FunctionMeta) -> None:
-        """Scale up from zero."""
-        status = meta.status
-        replicas = status.first_replicas
-        self._lead.confirm()
+        """Scale the function up from zero."""
+        leadership, state = self._leadership, self._state
+        replicas = meta.status.first_replicas
+        leadership.confirm()
         started_at = self._clock()  # before the call: a provider may return when the function is ready
         try:
-            with self._lead.acting():
-                self._knowledge.set_replicas(self._function, self._lead, replicas)
+            with leadership.acting():
+                self._call(self._context.provider.set_replicas, *self._function, replicas)
         except ProviderError as error:
-            self._lose(self._scaling, error)
+            self._retry(self._scaling, error)
             return
         except FunctionFailed as error:
-            self._lead.confirm()  # what a replaced leader tried does not stand against what another started
-            self._starts.begin(self._function)  # the failure is this start's own, not that of one before
-            try:
-                self._starts.fail(self._function, str(error.reason))
-            finally:
-                self._knowledge.tell(self._function, self._lead, meta)
+            leadership.confirm()  # what a deposed leader tried does not stand against what another started
+            state.begin_start(self._clock())  # the failure is this start's own, not that of one before
+            self._fail(str(error.reason), meta)
             return
-        self._scaling.reset()
+        self._scaling = _Retries()
         self._flight.trouble = None
-        again = self._starts.unseen(self._function)
-        self._started_at = started_at
-        self._requested_at = self._starts.begin(self._function)
+        again = state.unseen_start(self._clock()) is not None
+        self._phase, self._started_at, self._requested_at = Phase.REQUESTED, started_at, self._clock()
         self._requests += 1
-        self._request_seen = False
-        self._knowledge.tell(self._function, self._lead, meta)
-        if again or self._lead.replaced:  # it was reported when it was asked for first, or by who leads now
+        state.begin_start(self._requested_at)
+        self._publish(meta)
+        if again or leadership.replaced:  # it was reported when it was requested first, or by who leads now
             logger.debug("%s: requested again", self._function)
         else:
-            self._knowledge.report(ScaleRequested(self._function, status.replicas, replicas))
+            self._context.report(ScaleRequested(self._function, meta.status.replicas, replicas))
         self._early_returns = growing(0.005, 0.25, factor=1.2)
 
-    def _lose(self, patience: _Patience, error: ProviderError) -> None:
+    def _retry(self, retries: _Retries, error: ProviderError) -> None:
+        """Pause before a failed call is made again.
+
+        :raises ProviderError: it has failed for too long.
+        """
         self._flight.trouble = error
-        self._knowledge.report(ProviderFailed(self._function, error))
-        too_long = patience.lost(error)
-        meta = self._knowledge.cache.find(self._function)
-        self._knowledge.tell(self._function, self._lead, meta, trouble=ProviderFault(final=too_long))
-        if too_long:
+        self._context.report(ProviderFailed(self._function, error))
+        exhausted = retries.exhausted(error, self._clock())
+        self._publish(self._state.meta, ProviderFault(final=exhausted))
+        if exhausted:
             raise error
-        self._sleep(patience.delays)
+        self._pause(next(retries.delays))
 
     def _wait_for_the_next(self, changed: bool) -> None:
-        """Wait before the next query. A provider that watches waits by itself, unless it came back
+        """Pause before the next query. A provider that watches waits by itself, unless it came back
         without a change, too early perhaps: then pauses keep it from spinning."""
-        if not self._knowledge.watches:
+        if self._context.watching is None:
             self._pause_polling()
         elif not changed:
-            self._sleep(self._early_returns)
-        self._check_end()
+            self._pause(next(self._early_returns))
+        else:
+            self._check_end()
 
     def _pause_polling(self) -> None:
         now = self._clock()
         self._unwanted_for = 0.0
         if self._is_wanted():
             self._pause(polling.pause(now - self._started_at, self._usual()))
-            return
-        while self._unwanted_for < UNWANTED_PAUSE and not self._is_wanted():
+        while not self._is_wanted() and self._unwanted_for < UNWANTED_PAUSE:
             self._pause(SLICE)
-            self._check_end()
             self._unwanted_for = self._clock() - now
 
     def _is_wanted(self) -> bool:
-        """Whether anybody waits, here or in another worker."""
+        """Return whether anybody waits, here or in another worker."""
         now = self._clock()
         if self._flight.is_wanted(now):
             return True
-        if now >= self._looked_elsewhere + BEAT:  # workers report no more often
-            self._looked_elsewhere = now
-            self._wanted_elsewhere = self._lead.others_wait(self._function)
+        if now >= self._looked_elsewhere_at + BEAT:  # workers report no more often
+            self._looked_elsewhere_at = now
+            self._wanted_elsewhere = self._leadership.others_wait(self._function)
         if self._wanted_elsewhere:
             self._flight.wanted_until = max(self._flight.wanted_until, now)
         return self._wanted_elsewhere
 
-    def _counted_from(self) -> float | None:
-        """From when on it is counted how long the start takes; ``None`` if none is waited for.
-
-        While nobody waits, queries are so rare that the start has probably ended halfway between two.
-        """
-        return self._started_at + self._unwanted_for / 2 if self._met_unavailable else None
-
-    def _sleep(self, delays: Iterator[float]) -> None:
-        self._pause(next(delays))
+    def _pause(self, duration: float) -> None:
+        """:raises NotAvailable: the flight is of use to nobody any more."""
+        self._context.pause(duration)
         self._check_end()
 
     def _check_end(self) -> None:
         now = self._clock()
-        if now > self._ends():
+        if now > self._ends_at():
             raise NotAvailable(self._function, now - self._begun)

@@ -1,44 +1,35 @@
-"""What this process knows of each function: its last status, when that was asked, and its use.
+"""What this process knows of each function's replicas, and when it asked.
 
-After OpenFaaS's ``gateway/handlers/function_cache.go``. Entries are immutable and replaced whole, so
-readers need no lock.
+After OpenFaaS's ``gateway/handlers/function_cache.go``. Entries are immutable and replaced whole, so readers
+need no lock.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from enum import Enum
 
 from .._lib.bounded import Bounded
+from .._lib.per_process import PerProcess
 from ..model import AT_ZERO, Function, ReplicaStatus
+from .state import REMEMBERED, FunctionState, median
 
 MAXSIZE = 10_000
-NOBODY = Function("")
+
+OTHERS = 50
+"""Functions, those that started last, by which it is estimated how long another one's first start takes."""
 
 
-class Usage:
-    """A function's use in this process; it outlives the entries that carry it.
+class Freshness(Enum):
+    """How far an entry may be relied on."""
 
-    Written by whole-value assignment, ``set.add`` and ``set.discard`` alone, which are atomic with the
-    GIL and without. Times are the cache's clock.
-
-    :ivar in_flight: one token for each request that the application is serving.
-    :ivar last_used: when a request was last passed down.
-    :ivar woken_at: when the function was last seen to come up, by this worker or another: an entry from
-        before that moment is about a replica that is gone.
-    :ivar refuted_at: when the answer was asked for that the application found wrong last.
-    :ivar vouched_at: when the provider last stood by "available" although it had been doubted.
-    """
-
-    __slots__ = ("in_flight", "last_used", "refuted_at", "vouched_at", "woken_at")
-
-    def __init__(self) -> None:
-        self.in_flight: set[object] = set()
-        self.last_used = float("-inf")
-        self.woken_at = float("-inf")
-        self.refuted_at = float("-inf")
-        self.vouched_at = float("-inf")
+    FRESH = "use it"
+    STALE = "use it, and refresh it behind the request"
+    EXPIRED = "refresh it first"
+    SUSPECT = "refresh it first: the application could not reach the function since"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +37,27 @@ class FunctionMeta:
     """A status and when it was true.
 
     :param last_refresh: monotonic seconds at which the provider was asked.
-    :param doubted: the application could not reach the function since; the status is not to be used.
+    :param state: what else is remembered of the function.
+    :param suspect: the application could not reach the function since.
+    :ivar available: whether requests may be passed down by it.
     """
 
     last_refresh: float
     status: ReplicaStatus
-    function: Function = NOBODY
-    usage: Usage = field(default_factory=Usage, compare=False, repr=False)
-    doubted: bool = False
+    state: FunctionState = field(default_factory=FunctionState, compare=False, repr=False)
+    suspect: bool = False
     available: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "available", self.status.available_replicas > 0 and not self.doubted)
+        object.__setattr__(self, "available", self.status.available_replicas > 0 and not self.suspect)
+
+    @property
+    def function(self) -> Function:
+        """Whose status it is."""
+        return self.state.function
 
     def expired(self, expiry: float, now: float | None = None) -> bool:
-        """Whether ``now`` (monotonic seconds, by default the present) is *later than*
+        """Return whether ``now`` (monotonic seconds, by default the present) is *later than*
         ``last_refresh + expiry``."""
         return (time.monotonic() if now is None else now) > self.last_refresh + expiry
 
@@ -68,87 +65,137 @@ class FunctionMeta:
 class FunctionCache:
     """A bounded cache of replica counts. Safe for threads and after a fork; readers take no lock.
 
-    :param expiry: seconds that a status counts as fresh.
+    Functions that the provider knows and names that it has not confirmed are bounded apart, so that a client
+    who invents names drives no real function out.
+
+    :param expiry: seconds for which an entry is fresh.
+    :param stale_for: seconds for which it may be used after that, while it is refreshed.
     :param maxsize: how many functions are remembered; the least recently set goes first.
-    :param missing_expiry: seconds that an unknown function is remembered as unknown.
-    :param stale_if_error: seconds after which an entry is not to be used even while the provider fails.
+    :param missing_expiry: seconds for which an unknown function is remembered as unknown.
+    :param stale_if_error: seconds for which an entry may be used while the provider fails.
     :param clock: where monotonic seconds come from.
     """
 
     __slots__ = (
-        *("_entries", "_missing", "_usages", "clock"),
-        *("expiry", "find", "missing_expiry", "stale_if_error"),
+        *("_known", "_lock", "_recent_starts", "_unconfirmed", "clock", "expiry", "find_state"),
+        *("missing_expiry", "stale_if_error", "usable"),
     )
 
-    find: Callable[[Function], FunctionMeta | None]
+    find_state: Callable[[Function], FunctionState | None]
 
     def __init__(
         self,
         expiry: float,
         *,
+        stale_for: float = 0.0,
         maxsize: int = MAXSIZE,
         missing_expiry: float = 1.0,
         stale_if_error: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.expiry = expiry
+        self.usable = expiry + stale_for
         self.stale_if_error = stale_if_error
-        self.clock = clock
         self.missing_expiry = missing_expiry
-        self._entries: Bounded[Function, FunctionMeta] = Bounded(maxsize)
-        self._usages: Bounded[Function, Usage] = Bounded(maxsize)
-        self._missing: Bounded[Function, float] = Bounded(maxsize)  # when each was found missing
-        self.find = self._entries.get
+        self.clock = clock
+        self._known: Bounded[Function, FunctionState] = Bounded(maxsize, dropped=FunctionState.forget)
+        self._unconfirmed: Bounded[Function, FunctionState] = Bounded(maxsize)
+        self._recent_starts: Bounded[Function, float] = Bounded(OTHERS)
+        # Looked up late: gevent may replace threading.Lock after this line has run.
+        self._lock = PerProcess(lambda: threading.Lock())
+        self.find_state = self._known.get
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._known)
+
+    def find(self, function: Function) -> FunctionMeta | None:
+        """Return the function's entry, whatever its age; ``None``: there is none."""
+        state = self.find_state(function)
+        return None if state is None else state.meta
+
+    def peek(self, function: Function) -> FunctionState | None:
+        """Return what is remembered of the function, if there is anything."""
+        return self.find_state(function) or self._unconfirmed.get(function)
+
+    def state(self, function: Function) -> FunctionState:
+        """Return what is remembered of the function; it is made if there is nothing."""
+        state = self.peek(function)
+        if state is None:
+            with self._lock.get():
+                state = self.peek(function)
+                if state is None:
+                    state = FunctionState(function)
+                    self._unconfirmed.set(function, state)
+        return state
+
+    def states(self) -> list[FunctionState]:
+        """Return what is remembered of each function."""
+        return [state for _, state in [*self._known.items(), *self._unconfirmed.items()]]
 
     def get(self, name: str, namespace: str = "") -> tuple[ReplicaStatus, bool]:
-        """The last status, and whether it is fresh. An unknown function has zero replicas."""
+        """Return the last status, and whether it is fresh. An unknown function has zero replicas."""
         meta = self.find(Function(name, namespace))
         if meta is None:
             return AT_ZERO, False
-        return meta.status, not (meta.doubted or meta.expired(self.expiry, self.clock()))
+        return meta.status, self.freshness(meta) is Freshness.FRESH
+
+    def freshness(self, meta: FunctionMeta | None) -> Freshness:
+        """Return how far an entry may be relied on now."""
+        if meta is None:
+            return Freshness.EXPIRED
+        if meta.suspect:
+            return Freshness.SUSPECT
+        age = self.clock() - meta.last_refresh
+        if age <= self.expiry:
+            return Freshness.FRESH
+        return Freshness.STALE if age <= self.usable else Freshness.EXPIRED
 
     def last_seen_up(self, function: Function) -> FunctionMeta | None:
-        """The entry of a function that may be served while the provider fails."""
+        """Return the entry of a function that may be served while the provider fails."""
         meta = self.find(function)
         if meta is None or not meta.available or meta.expired(self.stale_if_error, self.clock()):
             return None
         return meta
 
     def set(
-        self, name: str, status: ReplicaStatus, namespace: str = "", *, asked_at: float | None = None
+        self,
+        name: str,
+        status: ReplicaStatus,
+        namespace: str = "",
+        *,
+        asked_at: float | None = None,
+        state: FunctionState | None = None,
     ) -> FunctionMeta:
         """Remember a status.
 
+        :param state: of a function that may have been forgotten while the provider was asked.
         :param asked_at: when the provider was asked (monotonic seconds; by default now). An answer
             older than what is known already is not taken.
         :return: the entry made of ``status``.
         """
         asked_at = self.clock() if asked_at is None else asked_at
         function = Function(name, namespace)
-        meta = FunctionMeta(asked_at, status, function, self._usage(function))
-        missing_since = self._missing.get(function)
-        if missing_since is not None and missing_since > asked_at:
-            return meta
-        self._entries.change(
-            function, lambda known: known if known and known.last_refresh > asked_at else meta
-        )
-        self._missing.pop(function)
+        with self._lock.get():
+            state = self.peek(function) or state or FunctionState(function)
+            meta = FunctionMeta(asked_at, status, state)
+            if asked_at < state.missing_at:
+                return meta
+            if state.meta is None or state.meta.last_refresh <= asked_at:
+                state.meta = meta
+            state.missing_at = float("-inf")
+            self._known.set(function, state)  # before it leaves the others, for peek() takes no lock
+            self._unconfirmed.pop(function)
         return meta
 
-    def uses(self) -> list[tuple[Function, Usage]]:
-        """Every function's use in this process."""
-        return self._usages.items()
-
-    def doubt(self, function: Function) -> None:
+    def mark_suspect(self, function: Function) -> None:
         """Use the entry no more, nor any answer to a question asked before now."""
-        known = self.find(function)
-        if known is not None:
-            if not known.doubted:
-                known.usage.refuted_at = known.last_refresh
-            self._entries.set(function, replace(known, last_refresh=self.clock(), doubted=True))
+        with self._lock.get():
+            meta = self.find(function)
+            if meta is not None:
+                if not meta.suspect:
+                    meta.state.refuted_at = meta.last_refresh
+                meta.state.meta = replace(meta, last_refresh=self.clock(), suspect=True)
+                self._known.set(function, meta.state)
 
     def set_missing(self, function: Function, found_at: float | None = None) -> None:
         """Remember that the provider does not know the function.
@@ -157,16 +204,24 @@ class FunctionCache:
             an answer that is newer.
         """
         found_at = self.clock() if found_at is None else found_at
-        known = self.find(function)
-        if known is None or known.last_refresh <= found_at:
-            self._entries.pop(function)
-            self._missing.set(function, found_at)
+        state = self.state(function)
+        with self._lock.get():
+            if state.meta is None or state.meta.last_refresh <= found_at:
+                state.meta, state.missing_at = None, found_at
+                self._unconfirmed.set(function, state)
+                self._known.pop(function)
 
     def is_missing(self, function: Function) -> bool:
-        """Whether the provider was found, a moment ago, not to know the function."""
-        found_at = self._missing.get(function)
-        return found_at is not None and self.clock() <= found_at + self.missing_expiry
+        """Return whether the provider was found, a moment ago, not to know the function."""
+        state = self._unconfirmed.get(function)
+        return state is not None and self.clock() <= state.missing_at + self.missing_expiry
 
-    def _usage(self, function: Function) -> Usage:
-        entry = self.find(function)
-        return self._usages.change(function, lambda known: entry.usage if entry else known or Usage())
+    def set_durations(self, state: FunctionState, durations: tuple[float, ...]) -> None:
+        """Remember how long a function's last starts took, in seconds, the latest last."""
+        state.durations = durations[-REMEMBERED:]
+        self._recent_starts.set(state.function, durations[-1])
+
+    def usual_start(self) -> float | None:
+        """Return the median of how long the functions' last starts took, in seconds, for one that has not
+        started yet; ``None`` if there was none."""
+        return median([duration for _, duration in self._recent_starts.items()])

@@ -1,4 +1,4 @@
-"""The functions whose provider fails or is silent, and when it is asked again.
+"""A provider that fails or is silent for a function, and when it is asked again.
 
 Meanwhile a function that was last seen up goes on being served: *stale if error*, RFC 5861 section 4.
 """
@@ -9,11 +9,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .._lib.backoff import backoff_step
-from .._lib.bounded import Bounded
 from ..events import OutageBegan, OutageEnded, Reporter
-from ..model import Function, ProviderError, ProviderSilent
-
-MAXSIZE = 10_000
+from ..model import ProviderError, ProviderSilent
+from .state import FunctionState
 
 SILENT = 1.0
 """Seconds after which a provider that has not answered counts as failing."""
@@ -21,7 +19,6 @@ SILENT = 1.0
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 15.0
 """Seconds without another query after one that failed; they double from one to the other."""
-
 
 WORKING = 3.0
 """Seconds within which an answer shows that the provider works, be it slowly."""
@@ -33,7 +30,7 @@ FORGOTTEN = 300.0
 """Seconds after which it is forgotten."""
 
 
-class _Outage(NamedTuple):
+class Outage(NamedTuple):
     """Since when the provider fails for a function, and until when it is left alone.
 
     :ivar silent: whether it failed by not answering.
@@ -52,7 +49,7 @@ class _Outage(NamedTuple):
 
 
 class Outages:
-    """Which functions the provider cannot tell of at present. Safe for threads.
+    """Notes outages in the functions' states. Safe for threads.
 
     :param clock: monotonic seconds.
     :param report: is told when a function is first served in spite of its provider, and when it need not be
@@ -60,81 +57,70 @@ class Outages:
     :param jitter: a number from 0 to 1 for each pause.
     """
 
-    def __init__(
-        self,
-        clock: Callable[[], float],
-        report: Reporter,
-        jitter: Callable[[], float],
-    ) -> None:
+    def __init__(self, clock: Callable[[], float], report: Reporter, jitter: Callable[[], float]) -> None:
         self._clock = clock
         self._report = report
         self._jitter = jitter
-        self._outages: Bounded[Function, _Outage] = Bounded(MAXSIZE)
 
-    def error(self, function: Function) -> ProviderError | None:
-        """What the provider failed with last; ``None``: it answers, or it was not asked for long."""
-        outage = self._find(function)
+    def error(self, state: FunctionState) -> ProviderError | None:
+        """Return what the provider failed with last; ``None``: it answers, or it was not asked for long."""
+        outage = self._current(state)
         return None if outage is None else outage.error
 
-    def lasts(self, function: Function) -> bool:
-        """Whether the provider has failed a moment ago, and has not answered since, be it ever so slowly."""
-        outage = self._find(function)
+    def lasts(self, state: FunctionState) -> bool:
+        """Return whether the provider failed a moment ago and has not answered since, not even slowly."""
+        outage = self._current(state)
         return outage is not None and not outage.slow and self._clock() <= outage.retry_at + RECENT
 
-    def resting(self, function: Function) -> bool:
-        """Whether the provider is left alone for a while."""
-        outage = self._find(function)
+    def resting(self, state: FunctionState) -> bool:
+        """Return whether the provider is left alone for a while."""
+        outage = self._current(state)
         return outage is not None and self._clock() < outage.retry_at
 
-    def pause(self, function: Function) -> float:
-        """For how many seconds the provider is left alone after the next failure, on the average."""
-        outage = self._find(function)
+    def pause(self, state: FunctionState) -> float:
+        """Return for how many seconds the provider is left alone after the next failure, on the average."""
+        outage = self._current(state)
         return backoff_step(1 if outage is None else outage.failures + 1, FIRST_PAUSE, LONGEST_PAUSE)
 
-    def failed(self, function: Function, error: ProviderError) -> None:
+    def failed(self, state: FunctionState, error: ProviderError) -> None:
         """Note that the provider failed, here or in another worker."""
         now = self._clock()
-        retry_at = now + self.pause(function) * (0.75 + self._jitter() / 2)
+        retry_at = now + self.pause(state) * (0.75 + self._jitter() / 2)
         silent = isinstance(error, ProviderSilent)
         error = ProviderError(str(error))  # without a traceback, which would keep what a request holds
-
-        def count(known: _Outage | None) -> _Outage:
-            if known is None or self._is_over(known):
-                return _Outage(error, now, now, 1, retry_at, silent)
+        known = self._current(state)
+        if known is None:
+            state.outage = Outage(error, now, now, 1, retry_at, silent)
+        else:
             failures = known.failures + 1
-            return _Outage(error, known.since, now, failures, retry_at, silent, served=known.served)
+            state.outage = Outage(error, known.since, now, failures, retry_at, silent, served=known.served)
 
-        self._outages.change(function, count)
-
-    def serve(self, function: Function) -> None:
-        """Note that the function is served although its provider fails; it was noted that it does."""
-        outage = self._find(function)
+    def serve(self, state: FunctionState) -> None:
+        """Note that the function is served although its provider fails, as was noted."""
+        outage = self._current(state)
         if outage is not None and not outage.served:
-            self._outages.set(function, outage._replace(served=True))
-            self._report(OutageBegan(function, outage.error))
+            state.outage = outage._replace(served=True)
+            self._report(OutageBegan(state.function, outage.error))
 
-    def answered(self, function: Function, asked_at: float) -> None:
-        """Note an answer to what was asked at that moment.
+    def answered(self, state: FunctionState, asked_at: float) -> None:
+        """Note an answer to a question from that moment.
 
         One from before the last failure ends nothing, nor does one that took long: the next one would, too.
         """
-        outage, now = self._outages.get(function), self._clock()
+        outage, now = state.outage, self._clock()
         if outage is None:
             return
         from_before = asked_at < outage.failed_at
-        if from_before or (now > asked_at + SILENT and not self._is_over(outage)):
+        if from_before or (now > asked_at + SILENT and self._current(state) is not None):
             works = now <= asked_at + WORKING and (outage.silent or not from_before)
             if works and not outage.slow:
-                self._outages.set(function, outage._replace(slow=True))
+                state.outage = outage._replace(slow=True)
             return
-        self._outages.pop(function)
+        state.outage = None
         if outage.served:
-            self._report(OutageEnded(function, now - outage.since))
+            self._report(OutageEnded(state.function, now - outage.since))
 
-    def _find(self, function: Function) -> _Outage | None:
-        outage = self._outages.get(function)
-        return None if outage is None or self._is_over(outage) else outage
-
-    def _is_over(self, outage: _Outage) -> bool:
-        """Whether nothing has been heard of it for so long that it says nothing of now."""
-        return self._clock() > outage.retry_at + FORGOTTEN
+    def _current(self, state: FunctionState) -> Outage | None:
+        """Return the outage, unless nothing has been heard of it for so long that it says nothing of now."""
+        outage = state.outage
+        return None if outage is None or self._clock() > outage.retry_at + FORGOTTEN else outage

@@ -1,8 +1,7 @@
 """The cold path: query, scale up, wait for a replica; one leader for each function.
 
 After OpenFaaS's ``gateway/handlers/scaling.go``, with its faults mended: whatever the provider says is
-cached when it is seen, a wait that ends without a replica is an error, and one failed query ends
-nothing.
+cached when it is seen, a wait that ends without a replica is an error, and one failed query ends nothing.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from collections.abc import Callable
 from functools import partial
 
 from .._lib.durations import label_seconds
-from ..coordination.base import ProviderFault, SharedStatus
-from ..coordination.peers import Leadership, Peers
-from ..events import FunctionReady, ProviderFailed, Reporter
+from ..coordination.base import SharedStatus
+from ..coordination.peers import Peers
+from ..events import ProviderFailed, Reporter
 from ..model import (
     Function,
     FunctionNotFound,
@@ -25,13 +24,13 @@ from ..model import (
     ProviderSilent,
     TooManyWaiting,
 )
-from ..providers.base import DoubtingProvider, Provider
-from .activation import Wake
+from ..providers.base import DoubtingProvider, LearningProvider, Provider, WatchingProvider
+from .activation import Activation
 from .function_cache import FunctionCache, FunctionMeta
-from .knowledge import Knowledge
-from .outages import SILENT
+from .outages import SILENT, Outages
+from .refresh import Context, Refresh
 from .single_flight import Flight, SingleFlight
-from .starts import median
+from .state import FunctionState, median
 
 LINGER = 60.0
 """Seconds for which a start is watched once nobody waits for it any more, unless a setting or label says
@@ -44,9 +43,6 @@ START_TIME_LABEL = "scalezero.start-time"
 OUTAGE_PATIENCE = 0.5
 """Seconds for which a request waits for a provider that is known to fail, for a function that the application
 could not reach meanwhile."""
-
-FOLLOW = 5.0
-"""Seconds for which a refresh keeps the others waiting, and waits for another's."""
 
 UNKNOWN_START = 5.0
 """Seconds that a start is taken to last when nothing tells."""
@@ -64,10 +60,10 @@ MAX_LEADERS = 1_000
 class FunctionScaler:
     """Makes functions available. Safe for threads and after a fork; threads start on first use.
 
-    :param provider: the one who knows replicas. Calls block within the provider's own time-outs.
+    :param provider: what knows and changes replicas. Calls block within the provider's own time-outs.
     :param cache: where every answer goes.
     :param report: is told what happens.
-    :param fleet: the other workers; by default there are none.
+    :param peers: the other workers; by default there are none.
     :param linger: seconds for which a start is watched once nobody waits for it any more. The label
         ``scalezero.linger`` says it for one function.
     :param clock: monotonic seconds.
@@ -88,21 +84,33 @@ class FunctionScaler:
         sleep: Callable[[float], None] | None = None,
         jitter: Callable[[], float] | None = None,
     ) -> None:
-        self._provider = provider
         self._cache = cache
-        self._report = report or Reporter()
+        self._report = report = report or Reporter()
         self._linger = linger
-        self._peers = peers or Peers(None, self._report, clock)
+        self._peers = peers or Peers(None, report, clock)
         self._clock = clock
+        jitter = jitter or random.SystemRandom().random
         # Looked up late: gevent may replace time.sleep after this line has run.
-        self._sleep = sleep or (lambda duration: time.sleep(duration))
-        self._jitter = jitter or random.SystemRandom().random
-        self._knowledge = Knowledge(provider, cache, self._report, clock, self._jitter)
-        self._outages = self._knowledge.outages
-        self._wakes: SingleFlight[Function, FunctionMeta] = SingleFlight("scalezero-wake", MAX_LEADERS, clock)
+        sleep = sleep or (lambda duration: time.sleep(duration))
+        self._outages = Outages(clock, report, jitter)
+        self._doubting = provider if isinstance(provider, DoubtingProvider) else None
+        self._context = Context(
+            provider,
+            provider if isinstance(provider, WatchingProvider) else None,
+            provider if isinstance(provider, LearningProvider) else None,
+            cache,
+            self._outages,
+            self._peers,
+            report,
+            clock,
+            lambda duration: sleep(duration * (0.75 + jitter() / 2)),
+        )
+        self._activations: SingleFlight[Function, FunctionMeta] = SingleFlight(
+            "scalezero-activation", MAX_LEADERS, clock
+        )
         self._refreshes: SingleFlight[Function, None] = SingleFlight("scalezero-refresh", MAX_LEADERS, clock)
 
-    # What the door asks for
+    # Activations
 
     def ensure_available(
         self,
@@ -124,17 +132,17 @@ class FunctionScaler:
         :raises NotAvailable: the deadline came first. The flight goes on.
         :raises TooManyWaiting: too many functions are being asked for.
         """
-        begun = self._clock()
+        started_at = self._clock()
         waiter = object()
         while True:
-            flight = self._join(function, deadline, since, wanted_until=begun, waiter=waiter)
+            flight = self._join(function, deadline, since, wanted_until=started_at, waiter=waiter)
             try:
                 landed = flight.wait(deadline - self._clock()) if wait is None else wait(flight)
             finally:
-                flight.leave(waiter, self._clock())
-                self.prolong(function, flight, self._clock())
+                now = self._clock()
+                flight.leave(waiter, now, now + self._linger_of(function))
             if not landed:
-                raise self._give_up(function, flight, begun)
+                raise self._give_up(function, flight, started_at)
             try:
                 meta = flight.result()
             except NotAvailable:
@@ -145,7 +153,7 @@ class FunctionScaler:
                 return meta
 
     def start(self, function: Function, until: float, *, since: float = -math.inf) -> Flight[FunctionMeta]:
-        """Have the function woken, and do not wait for it.
+        """Have the function activated, and do not wait for it.
 
         :param until: monotonic seconds up to which the caller is interested. From then on the provider is
             asked rarely, unless somebody waits.
@@ -154,25 +162,171 @@ class FunctionScaler:
         return self._join(function, until, since, wanted_until=until)
 
     def prolong(self, function: Function, flight: Flight[FunctionMeta], until: float) -> None:
-        """Let a flight go on for one who waits in it longer than they first said.
+        """Let a flight go on for a caller who waits in it longer than it first said.
 
-        :param until: monotonic seconds up to which they wait.
+        :param until: monotonic seconds up to which it waits.
         """
         flight.until = max(flight.until, until + self._linger_of(function))
+
+    def keep_up(self, function: Function, until: float) -> Flight[FunctionMeta] | None:
+        """Have a start that is under way in this process go on. Starts nothing.
+
+        :param until: monotonic seconds up to which the caller is interested.
+        :return: the start's flight; ``None`` if there is none.
+        """
+        return self._activations.prolong(function, until + self._linger_of(function), until)
+
+    def flight(self, function: Function) -> Flight[FunctionMeta] | None:
+        """Return the flight that activates the function, or asks whether it has to be activated."""
+        return self._activations.flight(function)
 
     def _join(
         self, function: Function, until: float, since: float, *, wanted_until: float, waiter: object = None
     ) -> Flight[FunctionMeta]:
-        self._knowledge.starts.refuse_while_resting(function)
+        self.refuse_while_resting(function)
         if self._cache.is_missing(function):
             raise FunctionNotFound(*function)
-        return self._wakes.join(
+        return self._activations.join(
             function,
-            partial(self._wake, function, since),
+            partial(self.activate, function, since),
             until + self._linger_of(function),
             wanted_until=wanted_until,
             waiter=waiter,
         )
+
+    def activate(self, function: Function, since: float, flight: Flight[FunctionMeta]) -> FunctionMeta:
+        """Lead or follow the function's activation in this thread, which is the flight's.
+
+        :param since: take no answer to a question asked before that moment.
+        :raises ScaleZeroError: as :meth:`ensure_available`.
+        """
+
+        def ends_at() -> float:
+            """Return the monotonic seconds after which the flight is of use to nobody."""
+            if flight.waiters:
+                return flight.until
+            return min(flight.until, flight.wanted_until + self._linger_of(function))
+
+        activation = Activation(self._context, function, since, partial(self._own_starts, function), ends_at)
+        return activation.activate(flight)
+
+    def _give_up(self, function: Function, flight: Flight[FunctionMeta], started_at: float) -> Exception:
+        trouble = flight.trouble  # read once: the leader changes it
+        if trouble is None:
+            return NotAvailable(function, self._clock() - started_at, self.time_left(function))
+        silent = isinstance(trouble, ProviderSilent)
+        return ProviderSilent(str(trouble)) if silent else ProviderError(str(trouble))
+
+    def refuse_while_resting(self, function: Function) -> None:
+        """:raises FunctionFailed: the function rests after a failed start."""
+        state = self._cache.peek(function)
+        if state is not None:
+            state.refuse_while_resting(self._clock())
+
+    # Refreshes, and a provider that fails
+
+    def refresh(self, function: Function) -> None:
+        """Have the function's status asked for in the background, unless that is being done. Never blocks."""
+        if not self._refreshes.under_way(function):
+            self._join_refresh(function)
+
+    def wait_for_refresh(self, function: Function, timeout: float) -> ProviderError | None:
+        """Have the function's status asked for, without activating it, and wait for that.
+
+        :param timeout: seconds shared by all callers: with a provider that hangs, those who come later do not
+            wait.
+        :return: what the matter is with the provider, if it has not told.
+        """
+        flight = self._join_refresh(function)
+        if flight is not None and not flight.wait(flight.started_at + timeout - self._clock()):
+            return ProviderSilent("the provider does not answer")
+        return self._outages.error(self._cache.state(function))
+
+    def _join_refresh(self, function: Function) -> Flight[None] | None:
+        state = self._cache.peek(function)
+        if self._cache.is_missing(function) or (state is not None and self._outages.resting(state)):
+            return None
+        try:
+            return self._refreshes.join(function, partial(self.query, function), self._clock() + LINGER)
+        except TooManyWaiting as error:
+            self._report(ProviderFailed(function, error))
+            return None
+
+    def query(self, function: Function, flight: Flight[None]) -> None:
+        """Lead or follow a refresh in this thread, which is the flight's."""
+        Refresh(self._context, function).run(flight)
+
+    def stale_if_error(self, function: Function, since: float = -math.inf) -> FunctionMeta | None:
+        """Return the entry of a function last seen up whose provider fails, or has been silent for a second:
+        it is to be served. Has it asked for again in the background. Never blocks.
+
+        :param since: take no answer to a question asked before that moment.
+        """
+        meta = self._cache.last_seen_up(function)
+        if meta is None or meta.last_refresh < since:
+            return None
+        if self._outages.error(meta.state) is None and not self._note_silence(meta.state):
+            return None
+        self.refresh(function)
+        self._outages.serve(meta.state)
+        return meta
+
+    def _note_silence(self, state: FunctionState) -> bool:
+        """Note that the provider fails if it has owed an answer for a second, and return whether it has."""
+        flight = self._refreshes.flight(state.function)
+        if flight is None or self._clock() <= flight.started_at + SILENT:
+            return False
+        self._outages.failed(state, ProviderSilent("it does not answer"))
+        return True
+
+    def provider_failed(self, function: Function, error: ProviderError) -> None:
+        """Note that the provider was seen to fail for a function last seen up."""
+        meta = self._cache.last_seen_up(function)
+        if meta is not None and self._outages.error(meta.state) is None:
+            self._outages.failed(meta.state, error)
+
+    def patience(self, function: Function) -> float:
+        """Return for how many seconds it makes sense to wait for the provider: few if the application could
+        not reach the function while the provider fails."""
+        meta = self._cache.find(function)
+        suspect = meta is not None and meta.suspect and self._outages.lasts(meta.state)
+        return OUTAGE_PATIENCE if suspect else math.inf
+
+    def mark_suspect(self, meta: FunctionMeta) -> bool:
+        """Have the provider asked again before the function is used: the application could not reach it.
+
+        :return: ``False`` if the provider confirmed its answer less than an expiry ago: then the function
+            is there, its errors are its own, and nothing is asked for.
+        """
+        state = meta.state
+        if self._clock() <= state.confirmed_at + self._cache.expiry:
+            return False
+        if self._outages.error(state) is None:
+            self._note_silence(state)
+        self._cache.mark_suspect(state.function)
+        if self._doubting is not None:
+            self._doubting.doubt(*state.function)
+        return True
+
+    # How long starts take
+
+    def expected_start(self, function: Function) -> float | None:
+        """Return how long a start will probably take, in seconds; ``None`` when nothing tells.
+
+        That is the median of the function's last starts; before the first what its label
+        ``scalezero.start-time`` says, else the median of other functions' last starts.
+        """
+        own = median(self._own_starts(function))
+        return self._cache.usual_start() if own is None else own
+
+    def last_starts(self, function: Function) -> tuple[float, ...]:
+        """Return how long the last starts took, in seconds, the latest last; those of the whole fleet."""
+        state = self._cache.peek(function)
+        return () if state is None else state.durations
+
+    def _own_starts(self, function: Function) -> tuple[float, ...]:
+        label = self._label(function, START_TIME_LABEL)
+        return self.last_starts(function) or ((label,) if label else ())
 
     def _linger_of(self, function: Function) -> float:
         label = self._label(function, LINGER_LABEL)
@@ -182,214 +336,27 @@ class FunctionScaler:
         meta = self._cache.find(function)
         return None if meta is None else label_seconds(meta.status.labels, name)
 
-    def keep_up(self, function: Function, until: float) -> Flight[FunctionMeta] | None:
-        """Have a start that is under way in this process go on. Starts nothing.
-
-        :param until: monotonic seconds up to which the caller is interested.
-        :return: the start's flight; ``None`` if there is none.
-        """
-        return self._wakes.prolong(function, until + self._linger_of(function), until)
-
-    def refuse_while_resting(self, function: Function) -> None:
-        """:raises FunctionFailed: the function is left alone after a failed start."""
-        self._knowledge.starts.refuse_while_resting(function)
-
-    def told(self, function: Function) -> SharedStatus | None:
-        """What the fleet's store holds of the function; ``None``: nothing, or there is no store. Keeps
-        nothing of it."""
-        return self._peers.known(function)
-
-    def look(self, function: Function, timeout: float) -> ProviderError | None:
-        """Have the function's status asked for, without waking it, and wait for that.
-
-        :param timeout: seconds that all who look may wait in all: with a provider that hangs, those who come
-            later do not wait.
-        :return: what the matter is with the provider, if it has not told.
-        """
-        flight = self._look(function)
-        if flight is not None and not flight.wait(flight.begun + timeout - self._clock()):
-            return ProviderSilent("the provider does not answer")
-        return self._outages.error(function)
-
-    def refresh(self, function: Function) -> None:
-        """Ask for the function's status in the background, unless that is being done. Never blocks."""
-        if not self._refreshes.under_way(function):
-            self._look(function)
-
-    def stale_if_error(self, function: Function, since: float = -math.inf) -> FunctionMeta | None:
-        """The entry of a function last seen up whose provider fails, or has been silent for a second: it is
-        to be served. Has it asked for again in the background. Never blocks.
-
-        :param since: take no answer to a question asked before that moment.
-        """
-        meta = self._cache.last_seen_up(function)
-        if meta is None or meta.last_refresh < since:
-            return None
-        if self._outages.error(function) is None and not self._note_silence(function):
-            return None
-        self.refresh(function)
-        self._outages.serve(function)
-        return meta
-
-    def _note_silence(self, function: Function) -> bool:
-        """Note that the provider fails if it has owed an answer for a second; whether it has."""
-        flight = self._refreshes.flight(function)
-        if flight is None or self._clock() <= flight.begun + SILENT:
-            return False
-        self._outages.failed(function, ProviderSilent("it does not answer"))
-        return True
-
-    def provider_failed(self, function: Function, error: ProviderError) -> None:
-        """Note that the provider was seen to fail for a function last seen up."""
-        if self._outages.error(function) is None and self._cache.last_seen_up(function) is not None:
-            self._outages.failed(function, error)
-
-    def patience(self, function: Function) -> float:
-        """Seconds for which it makes sense to wait for the provider: few if the application could not reach
-        the function while the provider fails."""
-        meta = self._cache.find(function)
-        doubted = meta is not None and meta.doubted
-        return OUTAGE_PATIENCE if doubted and self._outages.lasts(function) else math.inf
-
-    def _look(self, function: Function) -> Flight[None] | None:
-        if self._cache.is_missing(function) or self._outages.resting(function):
-            return None
-        try:
-            return self._refreshes.join(function, partial(self._refresh, function), self._clock() + LINGER)
-        except TooManyWaiting as error:
-            self._report(ProviderFailed(function, error))
-            return None
-
-    def doubt(self, meta: FunctionMeta) -> bool:
-        """The application could not reach the function: ask the provider again before it is used.
-
-        :return: ``False`` if the provider stood by its answer less than an expiry ago: then the function
-            is there, its errors are its own, and nothing is asked for.
-        """
-        if self._clock() <= meta.usage.vouched_at + self._cache.expiry:
-            return False
-        if self._outages.error(meta.function) is None:
-            self._note_silence(meta.function)
-        self._cache.doubt(meta.function)
-        if isinstance(self._provider, DoubtingProvider):
-            self._provider.doubt(*meta.function)
-        return True
-
-    def expected_start(self, function: Function) -> float | None:
-        """How long a start will probably take, in seconds; ``None`` when nothing tells.
-
-        That is the median of the function's last starts; before the first what its label
-        ``scalezero.start-time`` says, else the median of other functions' last starts.
-        """
-        own = median(self._usual(function))
-        return self._knowledge.starts.of_others() if own is None else own
-
-    def last_starts(self, function: Function) -> tuple[float, ...]:
-        """How long the last starts took, in seconds, the latest last; those of the whole fleet."""
-        return self._knowledge.starts.durations(function)
-
-    def _usual(self, function: Function) -> tuple[float, ...]:
-        """How long starts of the function take, as far as that is known of itself and not of others."""
-        label = self._label(function, START_TIME_LABEL)
-        return self.last_starts(function) or ((label,) if label else ())
-
-    def begun_at(self, function: Function) -> float | None:
-        """Since when the function is being woken, in monotonic seconds; ``None`` if it is not."""
-        flight = self._wakes.flight(function)
-        return None if flight is None else flight.begun
-
-    def flight(self, function: Function) -> Flight[FunctionMeta] | None:
-        """The flight that wakes the function, or asks whether it has to be woken; ``None``: there is none."""
-        return self._wakes.flight(function)
+    def started_at(self, function: Function) -> float | None:
+        """Return since when the function is being activated, in monotonic seconds; ``None`` if it is not."""
+        flight = self._activations.flight(function)
+        return None if flight is None else flight.started_at
 
     def time_left(self, function: Function) -> float:
-        """Seconds until the function is probably ready: of a whole start if none is under way.
+        """Return the seconds until the function is probably ready: of a whole start if none is under way.
 
         Clients often try three times and no more (urllib3's ``Retry(total=3)``). So where the expectation
         is a guess, or has proved wrong, what is told grows with the time that has passed: their tries then
         reach well beyond it.
         """
-        begun, expected = self.begun_at(function), self.expected_start(function)
-        passed = 0.0 if begun is None else self._clock() - begun
+        started_at, expected = self.started_at(function), self.expected_start(function)
+        passed = 0.0 if started_at is None else self._clock() - started_at
         left = (UNKNOWN_START if expected is None else expected) - passed
         measured = bool(self.last_starts(function))
         if left <= 0:
             return max(passed / 2 if measured else passed, LATE)
         return left if measured else max(left, passed / 2, LEAST_GUESS)
 
-    # What a leader does
-
-    def _wake(self, function: Function, since: float, flight: Flight[FunctionMeta]) -> FunctionMeta:
-        # Whoever decided to join before the last flight ended starts this one after it: look again.
-        known = self._cache.find(function)
-        if (
-            known is not None
-            and known.available
-            and known.last_refresh >= since
-            and not known.expired(self._cache.expiry, self._clock())
-        ):
-            return known
-        wake = Wake(
-            self._knowledge,
-            function,
-            flight,
-            doubted=known if known is not None and known.doubted else None,
-            since=since,
-            pause=self._pause,
-            woken=self._woken,
-            usual=partial(self._usual, function),
-            ends=partial(self._ends, function, flight),
-        )
-        return self._peers.run_once(function, partial(self._ends, function, flight), wake.follow, wake.lead)
-
-    def _ends(self, function: Function, flight: Flight[FunctionMeta]) -> float:
-        """Monotonic seconds after which a flight is of use to nobody."""
-        if flight.waiters:
-            return flight.until
-        return min(flight.until, flight.wanted_until + self._linger_of(function))
-
-    def _refresh(self, function: Function, flight: Flight[None]) -> None:
-        def follow(told: SharedStatus, is_update: bool) -> bool | None:
-            if self._knowledge.take(function, told, is_update) is not None:
-                return True
-            if told.trouble is not None and told.trouble.age <= self._outages.pause(function):
-                self._outages.failed(function, ProviderError("it fails another worker: see its log"))
-                return True
-            return None
-
-        def lead(lead: Leadership) -> bool:
-            try:
-                self._knowledge.query(function, lead)
-            except ProviderError:
-                self._knowledge.tell(function, lead, self._cache.find(function), trouble=ProviderFault())
-                raise
-            return True
-
-        try:
-            self._peers.run_once(function, lambda: flight.begun + FOLLOW, follow, lead)
-        except FunctionNotFound:
-            pass
-        except NotAvailable:  # the worker that asks has had no answer for as long; or it waits for a start
-            self.provider_failed(function, ProviderSilent("the provider does not answer another worker"))
-        except ProviderError as error:
-            self._outages.failed(function, error)
-            self._report(ProviderFailed(function, error))
-
-    def _pause(self, duration: float) -> None:
-        self._sleep(duration * (0.75 + self._jitter() / 2))
-
-    # What becomes of a wait
-
-    def _give_up(self, function: Function, flight: Flight[FunctionMeta], begun: float) -> Exception:
-        waited = self._clock() - begun
-        trouble = flight.trouble  # read once: the leader changes it
-        if isinstance(trouble, ProviderSilent):
-            return ProviderSilent(str(trouble))
-        if trouble is not None:
-            return ProviderError(str(trouble))
-        return NotAvailable(function, waited, self.time_left(function))
-
-    def _woken(self, meta: FunctionMeta, after: float) -> None:
-        if not self.last_starts(meta.function):  # a leader of an earlier release does not tell
-            self._knowledge.starts.took(meta.function, after)
-        self._report(FunctionReady(meta.function, after))
+    def shared_status(self, function: Function) -> SharedStatus | None:
+        """Return what the workers' store holds of the function, and keep nothing of it; ``None``: nothing, or
+        there is no store."""
+        return self._peers.shared_status(function)

@@ -47,7 +47,7 @@ class Sleeper:
 class Flight(Generic[T]):
     """A call under way.
 
-    :ivar begun: monotonic seconds at which it began.
+    :ivar started_at: monotonic seconds at which it began.
     :ivar until: monotonic seconds after which the leader should end; later joiners move it on.
     :ivar waiters: one token for each caller who waits.
     :ivar wanted_until: monotonic seconds up to which somebody who does not wait wants its outcome; or when
@@ -57,12 +57,12 @@ class Flight(Generic[T]):
     """
 
     __slots__ = (
-        *("_error", "_landed", "_sleepers", "_value", "begun", "starting"),
+        *("_error", "_landed", "_sleepers", "_value", "started_at", "starting"),
         *("trouble", "until", "waiters", "wanted_until"),
     )
 
-    def __init__(self, begun: float, until: float) -> None:
-        self.begun = begun
+    def __init__(self, started_at: float, until: float) -> None:
+        self.started_at = started_at
         self.until = until
         self.waiters: set[object] = set()
         self.wanted_until = until
@@ -77,10 +77,14 @@ class Flight(Generic[T]):
         """Whether it has ended."""
         return self._landed
 
-    def leave(self, waiter: object, now: float) -> None:
-        """One of those who waited waits no longer."""
+    def leave(self, waiter: object, now: float, until: float) -> None:
+        """Note that one of those who waited waits no longer.
+
+        :param until: monotonic seconds up to which the flight is to go on all the same.
+        """
         self.waiters.discard(waiter)
         self.wanted_until = max(self.wanted_until, now)
+        self.until = max(self.until, until)
 
     def is_wanted(self, now: float) -> bool:
         """Whether anybody waits for the outcome, or has said that it is of interest."""

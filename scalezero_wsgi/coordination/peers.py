@@ -310,7 +310,7 @@ class Peers:
             self._turn(True, turns, CoordinationLost(failed))
             raise failed from error
 
-    def known(self, function: Function) -> SharedStatus | None:
+    def shared_status(self, function: Function) -> SharedStatus | None:
         """What the others know of a function; what this worker does is reported from then on."""
         known = self.attempt(lambda store: store.known(function))
         if known is not None:

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .server import cheroot_thread
+from ..model import ClientGone, WorkerStopping
+from .server import cheroot_thread, this_server
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -71,3 +72,24 @@ def _original_poll() -> Any:
     """gevent replaces ``select.poll`` by one that gives way to other greenlets, even for no time at all."""
     monkey = sys.modules.get("gevent.monkey")
     return monkey.get_original("select", "poll") if monkey is not None else select.poll
+
+
+def wait_check(environ: WSGIEnvironment) -> Callable[[], None]:
+    """Return a check for a request that waits, which raises if it is to wait no longer.
+
+    It also keeps the worker's heartbeat. To be called in the thread that serves the request; the check never
+    blocks, and may be called in another one.
+    """
+    disconnected = gone_check(environ)
+    server = this_server()
+
+    def check() -> None:
+        """:raises WorkerStopping: the worker was told to stop.
+        :raises ClientGone: the client has disconnected."""
+        server.keep_alive()
+        if server.stopping():
+            raise WorkerStopping
+        if disconnected is not None and disconnected():
+            raise ClientGone
+
+    return check

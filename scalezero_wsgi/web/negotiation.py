@@ -3,11 +3,16 @@ answer it wants."""
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
+
+from ..activation.request_queue import GRACE, Caller
+from ..servers.client import wait_check
+from ..servers.server import capacity_of, room_to_wait
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -63,3 +68,19 @@ def is_navigation(environ: WSGIEnvironment) -> bool:
     if mode is not None:
         return bool(mode == "navigate")
     return "HTTP_ACCEPT" in environ and media_type(environ) == "text/html"
+
+
+def caller_of(environ: WSGIEnvironment, arrived: float, page_after: float | None) -> Caller:
+    """Return what the request queue has to know of a request. To be called in the thread that serves it.
+
+    :param arrived: monotonic seconds at which it came.
+    :param page_after: seconds after which a browser's navigation gets the waking page; ``None``: never.
+    """
+    header = environ.get("HTTP_PREFER")
+    preferences = parse_prefer(header) if header else Preferences()
+    wish, patience = None, math.inf if preferences.wait is None else preferences.wait
+    if preferences.respond_async:
+        wish, patience = "respond-async", max(GRACE, preferences.wait or 0.0)
+    elif page_after is not None and page_after < patience and is_navigation(environ):
+        wish, patience = "page", max(GRACE, page_after)
+    return Caller(arrived, wish, patience, wait_check(environ), room_to_wait(capacity_of(environ)))

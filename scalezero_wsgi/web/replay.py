@@ -1,4 +1,5 @@
-"""What a request carries while the application serves it: its use of the function, and its answer."""
+"""Pass a request down: count its use of the function, and hold back an answer that says the function could
+not be reached, so that the request can be retried."""
 
 from __future__ import annotations
 
@@ -37,10 +38,10 @@ class InUse:
             self._in_flight.discard(self._token)
 
 
-class Held:
-    """A gateway error of the application that has not gone out yet.
+class DeferredStart:
+    """The head of a gateway error that has not gone to the server yet, so that the request can be retried.
 
-    :ivar released: whether it has, since the application insisted or nothing better came.
+    :ivar released: whether it has gone, since the app called ``write()`` or nothing better came.
     """
 
     __slots__ = ("_head", "_start_response", "_write", "released")
@@ -52,7 +53,7 @@ class Held:
         self.released = False
 
     def write(self, data: bytes) -> None:
-        """The application insists: from here on its answer stands."""
+        """Send the head and the first of the body: the application's answer stands from here on."""
         self.release()
         self._write(data)
 
@@ -63,12 +64,7 @@ class Held:
             self._write = self._start_response(*self._head)
 
 
-PASSED_ON = Held(lambda *_: lambda _: None, "", [], None)
-"""Stands for an answer whose head went to the server as it came."""
-PASSED_ON.release()
-
-
-class Late:
+class LazyBody:
     """The iterable of an application that begins its answer only when it is iterated: a generator.
 
     :param reconsider: called once the answer has begun, or failed to; gives another iterable if the

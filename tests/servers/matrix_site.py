@@ -40,9 +40,9 @@ def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
     if path == "/signal":
         signalled = True
     if path == "/counts":
-        places = application._waiting._places.get()
-        by_function = {function.name: count for function, count in places.by_function.items()}
-        counts = {"waiting": places.taken, "by_function": by_function, "starts": starts, "calls": calls}
+        queue = application.queue
+        by_function = {function.name: count for function, count in queue.by_function().items()}
+        counts = {"waiting": queue.waiting(), "by_function": by_function, "starts": starts, "calls": calls}
         return [json.dumps({"pid": os.getpid(), **counts}).encode()]
     return [b"{}\n"]
 

@@ -25,7 +25,7 @@ this worker took for a second in which all waited."""
 
 
 def scale_up(name: str, namespace: str) -> None:
-    while application._waiting.waiting() < COUNT:
+    while application.queue.waiting() < COUNT:
         time.sleep(0.01)
     begun, used = time.monotonic(), time.process_time()
     time.sleep(START)

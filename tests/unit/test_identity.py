@@ -95,9 +95,10 @@ def test_it_is_one_entry_one_flight_and_one_lease(default: str) -> None:
     assert engine.sets == [(SECRET, 1)]
     assert set(engine.queries) == {SECRET}
     for door in doors:
-        assert [function for function, _ in door.cache.uses()] == [SECRET]
+        assert [state.function for state in door.cache.states()] == [SECRET]
         assert [ask(door, f"/function/{name}")[0] for name in NAMES * 2] == ["200 OK"] * 4
-        assert door._segments.get("secret") == door._segments.get("secret.fn") == SECRET
+        state = door.cache.state(SECRET)
+        assert door._segments.get("secret") is door._segments.get("secret.fn") is state
     assert store.known(SECRET) is not None
     assert store.known(Function("secret")) is None
 
@@ -105,7 +106,7 @@ def test_it_is_one_entry_one_flight_and_one_lease(default: str) -> None:
 @pytest.mark.parametrize("key", NAMES)
 def test_it_has_one_deadline(key: str) -> None:
     door = ScaleZeroMiddleware(App(), Engine(), max_wait_of={key: 7, "secret.dev": 3})
-    assert door._waiting.max_wait(SECRET) == 7
+    assert door.queue.max_wait(SECRET) == 7
     with pytest.raises(SettingError, match="names a function twice"):
         ScaleZeroMiddleware(App(), Engine(), max_wait_of={"secret": 7, "secret.fn": 3})
     assert Settings(max_wait_of={"secret": 7, "secret.fn": 3}).max_wait_of == {"secret": 7, "secret.fn": 3}

@@ -91,7 +91,7 @@ def eventually(condition: Callable[[], object]) -> None:
 
 def in_flight(door: ScaleZeroMiddleware, name: str = "hello") -> int:
     meta = door.cache.find(Function(name))
-    return 0 if meta is None else len(meta.usage.in_flight)
+    return 0 if meta is None else len(meta.state.in_flight)
 
 
 class TestWhatIsNotAFunctions:
@@ -457,7 +457,7 @@ class TestAnswers:
                 door(environ | {"PATH_INFO": f"/function/{name}"}, lambda *_: lambda _: None)
         assert count == 2_000
         assert len(door.cache) == 0
-        assert len(door.cache._missing) == 100
+        assert len(door.cache.states()) == 100
         assert len(door._segments) == 0
 
 

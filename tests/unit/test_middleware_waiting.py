@@ -22,7 +22,7 @@ from scalezero_wsgi import (
     ScaleZeroMiddleware,
     by_host,
 )
-from scalezero_wsgi.activation.function_cache import Usage
+from scalezero_wsgi.activation.state import FunctionState
 from scalezero_wsgi.events import Event, WaitGivenUp
 from scalezero_wsgi.servers.server import Server
 from tests.support.clock import MovingClock
@@ -81,7 +81,7 @@ class Visit:
 
 
 def waiting(door: ScaleZeroMiddleware) -> int:
-    return door._waiting.waiting()
+    return door.queue.waiting()
 
 
 def visits(
@@ -94,10 +94,10 @@ def visits(
     return made
 
 
-def usage(door: ScaleZeroMiddleware) -> Usage:
+def usage(door: ScaleZeroMiddleware) -> FunctionState:
     meta = door.cache.find(HELLO)
     assert meta is not None
-    return meta.usage
+    return meta.state
 
 
 def state(door: Any, name: str = "hello", base: str = STATUS, **options: Any) -> str:
@@ -323,7 +323,7 @@ class TestNoWake:
             assert (status, headers["Retry-After"]) == ("503 SERVICE UNAVAILABLE", "1")
         assert (app.calls, provider.sets) == ([], [])
         assert len(provider.queries) == 1  # while the answer counts as fresh
-        assert door.scaler.begun_at(HELLO) is None
+        assert door.scaler.started_at(HELLO) is None
 
     def test_it_is_served_when_the_function_is_there_and_counts_as_no_use(
         self, rule: Any, options: Any
@@ -391,7 +391,7 @@ class TestTheFixedAnswer:
     def test_a_provider_that_hangs_holds_such_a_request_but_a_moment(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("scalezero_wsgi.middleware.LOOK_TIMEOUT", 0.2)
+        monkeypatch.setattr("scalezero_wsgi.middleware.REFRESH_TIMEOUT", 0.2)
         gate = threading.Event()
         door = ScaleZeroMiddleware(
             App(), ScriptedProvider(lambda: UP if gate.wait(PATIENCE) else ZERO), no_wake=["path=*"]
@@ -450,7 +450,7 @@ class TestTheFence:
         own = "/.scalezero/status/" if "route" in settings else STATUS
         assert state(door, base=own) == "unknown"
         assert (fleet.queries, fleet.sets, app.calls, told) == ([], [], [], [])
-        assert (len(door.cache), len(door._segments), door.cache.uses()) == (0, 0, [])
+        assert (len(door.cache), len(door._segments), door.cache.states()) == (0, 0, [])
         assert not threads < threading.active_count()
 
     @pytest.mark.parametrize("accept", ["text/html", "text/plain", "application/json"])
@@ -496,7 +496,7 @@ class TestTheFence:
         door = ScaleZeroMiddleware(App(), fleet, allow=["hel*"], deny=["help"], cache_expiry=60)
         assert [ask(door)[0] for _ in range(3)] == ["200 OK"] * 3
         assert fleet.sets == [(HELLO, 1)]
-        assert door._segments.get("hello") == HELLO
+        assert door._segments.get("hello") is door.cache.state(HELLO)
 
 
 class TestWake:
@@ -519,7 +519,7 @@ class TestWake:
             assert (status, headers["Retry-After"]) == ("503 SERVICE UNAVAILABLE", "1")
         assert state(door) == "unknown"
         assert (fleet.sets, app.calls) == ([], [])
-        assert door.scaler.begun_at(function) is None
+        assert door.scaler.started_at(function) is None
 
     @pytest.mark.parametrize("settings", [{"wake": []}, {"wake": ["other"]}])
     def test_it_is_served_while_it_is_up_and_not_woken_by_a_replay(self, settings: Any) -> None:
@@ -609,7 +609,7 @@ class TestTheStatusUrl:
         begun = set()
         for _ in range(5):
             assert state(door) == "starting"
-            begun.add(door.scaler.begun_at(HELLO))
+            begun.add(door.scaler.started_at(HELLO))
             clock.advance(9.0)
         assert len(begun) == 1
         gate.opened.set()
@@ -671,7 +671,7 @@ class TestTheStatusUrl:
                 "404 NOT FOUND",
                 "503 SERVICE UNAVAILABLE",
             }
-        assert (provider.sets, door.scaler.begun_at(HELLO)) == ([], None)
+        assert (provider.sets, door.scaler.started_at(HELLO)) == ([], None)
 
     def test_who_may_not_wake_a_function_does_not_keep_its_start_going(self) -> None:
         clock, gate = MovingClock(), Gate()
@@ -719,17 +719,17 @@ class TestTheStatusUrl:
         assert ask(door)[0] == "200 OK"
         gate.set()
         assert (states, asked) == ({"unknown"}, {"hello"})
-        assert [len(door.cache), len(door._segments), len(door.cache.uses())] == [1, 1, 1]
+        assert [len(door.cache), len(door._segments), len(door.cache.states())] == [1, 1, 1]
 
     def test_it_starts_nothing_that_max_waiting_refuses(self) -> None:
         gate = Gate()
         door = ScaleZeroMiddleware(App(), gate, max_waiting=1)
         (held,) = visits(door, 1, "/function/other")
         assert ask(door)[0] == "503 SERVICE UNAVAILABLE"
-        begun = door.scaler.begun_at(HELLO)
+        begun = door.scaler.started_at(HELLO)
         assert state(door) == "unknown"
         assert state(door, "other") == "starting"
-        assert door.scaler.begun_at(HELLO) is begun is None
+        assert door.scaler.started_at(HELLO) is begun is None
         gate.opened.set()
         assert held.status == "200 OK"
 
@@ -956,7 +956,7 @@ def test_the_release_rate_spreads_those_who_waited() -> None:
     eventually(lambda: door.cache.find(HELLO))
     gate.opened.set()
     assert [visit.status for visit in held] == ["200 OK"] * 20
-    woken_at = usage(door).woken_at
+    woken_at = usage(door).came_up_at
     for number, at in enumerate(sorted(called)):
         assert at >= woken_at + number / 100
 

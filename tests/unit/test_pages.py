@@ -29,7 +29,7 @@ from scalezero_wsgi import (
     SettingError,
     TooManyWaiting,
 )
-from scalezero_wsgi.activation.starts import median
+from scalezero_wsgi.activation.state import median
 from scalezero_wsgi.model import StillStarting
 from scalezero_wsgi.pages import Pages, Progress
 from scalezero_wsgi.providers import CallbackProvider

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from scalezero_wsgi import FunctionNotFound, ProviderError, ScaleZeroMiddleware
-from scalezero_wsgi.activation.activation import SILENT
+from scalezero_wsgi.activation.activation import LEADER_SILENT
 from scalezero_wsgi.coordination.base import CoordinationError, SharedStatus
 from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.model import Function
@@ -59,8 +59,8 @@ def test_the_other_worker_tells_how_far_it_has_come_and_keeps_nothing() -> None:
     gate.opened.set()
     eventually(lambda: workers.is_told("ready"))
     second = workers.second
-    assert second.scaler.begun_at(HELLO) is None
-    assert (len(second.cache), len(second._segments), second.cache.uses()) == (0, 0, [])
+    assert second.scaler.started_at(HELLO) is None
+    assert (len(second.cache), len(second._segments)) == (0, 0)
     assert ask(second, headers=BROWSER)[0] == "200 OK"
 
 
@@ -115,7 +115,7 @@ def test_what_is_told_must_be_of_now() -> None:
     ):
         workers.tell(known)
         assert workers.told()["state"] == of_now
-        workers.clock.advance(SILENT + 1)
+        workers.clock.advance(LEADER_SILENT + 1)
         assert workers.told()["state"] == "unknown"
 
 

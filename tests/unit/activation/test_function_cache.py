@@ -64,7 +64,7 @@ class FunctionCacheAgainstDicts(RuleBasedStateMachine):
 
     @rule(function=SOME_FUNCTION)
     def doubt(self, function: Function) -> None:
-        self.cache.doubt(function)
+        self.cache.mark_suspect(function)
         if function in self.entries:
             self._renew(function, (self.clock(), self.entries[function][1], True))
 
@@ -79,7 +79,7 @@ class FunctionCacheAgainstDicts(RuleBasedStateMachine):
 
     @invariant()
     def the_use_of_a_function_stays_as_long_as_its_entry(self) -> None:
-        usages = {function: meta.usage for function in FUNCTIONS if (meta := self.cache.find(function))}
+        usages = {function: meta.state for function in FUNCTIONS if (meta := self.cache.find(function))}
         for function, usage in usages.items():
             assert self.usages.get(function, usage) is usage
         self.usages = dict(usages)
@@ -176,7 +176,7 @@ def test_an_entry_is_available_only_with_an_available_replica(
 
 def test_a_doubted_entry_keeps_its_status_but_is_neither_hit_nor_available(cache: FunctionCache) -> None:
     cache.set("hello", UP)
-    cache.doubt(HELLO)
+    cache.mark_suspect(HELLO)
     meta = cache.find(HELLO)
     assert meta is not None
     assert not meta.available
@@ -186,7 +186,7 @@ def test_a_doubted_entry_keeps_its_status_but_is_neither_hit_nor_available(cache
 def test_an_answer_from_before_the_doubt_does_not_end_it(cache: FunctionCache, clock: Clock) -> None:
     cache.set("hello", UP)
     clock.advance(2)
-    cache.doubt(HELLO)
+    cache.mark_suspect(HELLO)
     cache.set("hello", UP, asked_at=1.0)
     assert cache.get("hello") == (UP, False)
     clock.advance(0.1)
@@ -195,7 +195,7 @@ def test_an_answer_from_before_the_doubt_does_not_end_it(cache: FunctionCache, c
 
 
 def test_to_doubt_an_unknown_function_makes_no_entry(cache: FunctionCache) -> None:
-    cache.doubt(HELLO)
+    cache.mark_suspect(HELLO)
     assert len(cache) == 0
 
 
@@ -246,35 +246,35 @@ def test_a_status_asked_for_before_the_function_was_found_missing_is_not_taken(
 
 
 def test_the_use_of_a_function_outlives_its_entries(cache: FunctionCache) -> None:
-    usage = cache.set("hello", UP).usage
-    assert cache.set("hello", AT_ZERO).usage is usage
-    cache.doubt(HELLO)
-    assert cache.set("hello", UP).usage is usage
-    assert cache.set("hello", UP, asked_at=-1.0).usage is usage
-    assert cache.set("hello", UP, "elsewhere").usage is not usage
+    usage = cache.set("hello", UP).state
+    assert cache.set("hello", AT_ZERO).state is usage
+    cache.mark_suspect(HELLO)
+    assert cache.set("hello", UP).state is usage
+    assert cache.set("hello", UP, asked_at=-1.0).state is usage
+    assert cache.set("hello", UP, "elsewhere").state is not usage
 
 
 def test_the_use_of_a_function_outlives_a_passing_404(cache: FunctionCache) -> None:
     request = object()
-    cache.set("hello", UP).usage.in_flight.add(request)
+    cache.set("hello", UP).state.in_flight.add(request)
     cache.set_missing(HELLO)
-    assert request in cache.set("hello", UP).usage.in_flight
+    assert request in cache.set("hello", UP).state.in_flight
 
 
 def test_the_use_of_a_function_stays_however_many_others_come_while_its_entry_is_renewed(
     clock: Clock,
 ) -> None:
     cache = FunctionCache(0.25, maxsize=2, clock=clock)
-    usage = cache.set("hello", UP).usage
+    usage = cache.set("hello", UP).state
     for number in range(5):
         cache.set(f"other-{number}", UP)
-        assert cache.set("hello", UP).usage is usage
+        assert cache.set("hello", UP).state is usage
 
 
 def test_a_new_function_was_never_used(cache: FunctionCache) -> None:
-    usage = cache.set("hello", UP).usage
+    usage = cache.set("hello", UP).state
     assert usage.in_flight == set()
-    assert (usage.last_used, usage.woken_at, usage.vouched_at) == (-math.inf,) * 3
+    assert (usage.last_used, usage.came_up_at, usage.confirmed_at) == (-math.inf,) * 3
 
 
 def test_a_hundred_thousand_invented_names_leave_as_many_as_the_bound_allows(clock: Clock) -> None:
@@ -305,7 +305,7 @@ def test_readers_see_whole_entries_while_writers_replace_them(cache: FunctionCac
         reader.start()
     for number in range(1, 5_000):
         cache.set("hello", ReplicaStatus(number, number))
-        cache.doubt(HELLO)
+        cache.mark_suspect(HELLO)
     stop.set()
     for reader in readers:
         reader.join()

@@ -54,7 +54,7 @@ class Bench:
             self.at.pop(0)[1]()
 
     def wake(self) -> FunctionMeta:
-        return self.scaler._wake(HELLO, -math.inf, self.flight)
+        return self.scaler.activate(HELLO, -math.inf, self.flight)
 
     def asked_since(self, since: float) -> list[float]:
         return [at for at in self.asked if at >= since]
@@ -104,7 +104,7 @@ def test_who_comes_then_does_not_wait_for_the_next_query() -> None:
 def test_from_then_on_queries_are_as_close_as_ever() -> None:
     bench = Bench()
     bench.at.append((20.0, lambda: bench.flight.waiters.add("somebody")))
-    bench.at.append((30.0, lambda: bench.flight.leave("somebody", bench.clock())))
+    bench.at.append((30.0, lambda: bench.flight.leave("somebody", bench.clock(), 0.0)))
     with pytest.raises(NotAvailable):
         bench.wake()
     wanted = [at for at in bench.asked if 21.0 <= at <= 30.0]
@@ -141,7 +141,7 @@ class TestWhoCounts:
         for _ in range(2):
             with pytest.raises(ClientGone):
                 scaler.ensure_available(HELLO, time.monotonic() + 25.0, wait=wait)
-        flight = scaler._wakes.flight(HELLO)
+        flight = scaler.flight(HELLO)
         assert flight is not None
         assert (seen, flight.waiters) == ([1, 1], set())
         assert not flight.is_wanted(time.monotonic())
@@ -163,7 +163,7 @@ class TestWhoCounts:
             thread.start()
         for _ in threads:
             assert arrived.acquire(timeout=20)
-        flight = scaler._wakes.flight(HELLO)
+        flight = scaler.flight(HELLO)
         assert flight is not None
         assert len(flight.waiters) == 20
         leave.set()
@@ -196,9 +196,9 @@ class TestWhoCounts:
         with pytest.raises(NotAvailable):
             scaler.ensure_available(HELLO, clock() + 25.0, wait=wait)
         clock.advance(1_000.0)
-        flight = scaler._wakes.flight(HELLO)
+        flight = scaler.flight(HELLO)
         assert flight is not None
-        assert clock() < scaler._ends(HELLO, flight)
+        assert clock() < min(flight.until, flight.wanted_until + scaler._linger_of(HELLO))
 
     def test_who_comes_as_it_ends_for_want_of_anybody_begins_another(self) -> None:
         scaler = FunctionScaler(ScriptedProvider(UP), FunctionCache(0.25))

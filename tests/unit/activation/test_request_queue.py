@@ -28,11 +28,12 @@ from scalezero_wsgi import (
     TooManyWaiting,
 )
 from scalezero_wsgi.activation.function_cache import FunctionMeta
-from scalezero_wsgi.activation.request_queue import MAX_WAIT_LABEL, Waiting
+from scalezero_wsgi.activation.request_queue import MAX_WAIT_LABEL, Caller, RequestQueue
 from scalezero_wsgi.activation.scaler import LATE, UNKNOWN_START
 from scalezero_wsgi.model import ClientGone, ProviderSilent, StillStarting, WorkerStopping
 from scalezero_wsgi.providers import Provider
 from scalezero_wsgi.servers.server import Server, this_server
+from scalezero_wsgi.web.negotiation import caller_of
 from tests.support.clock import MovingClock
 from tests.support.fakes import STARTING, UP, ZERO, FakeEngine, ScriptedProvider
 
@@ -90,7 +91,7 @@ class Bench:
             self.settings.cache_expiry, stale_if_error=self.settings.stale_if_error, clock=clock
         )
         self.scaler = FunctionScaler(provider, self.cache, clock=clock)
-        self.waiting = Waiting(self.scaler, self.cache, self.settings, clock)
+        self.waiting = RequestQueue(self.scaler, self.cache, self.settings, clock)
         self.clock = clock
 
     def hold(
@@ -99,7 +100,8 @@ class Bench:
         environ = {"REQUEST_METHOD": "GET", "wsgi.multithread": True, **environ}
         if prefer is not None:
             environ["HTTP_PREFER"] = prefer
-        return self.waiting.hold(function, environ, self.clock())
+        caller = caller_of(environ, self.clock(), self.settings.page_after)
+        return self.waiting.hold(function, caller)
 
     def begin(
         self, function: Function = HELLO, prefer: str | None = None, environ: Environ = NOTHING_MORE
@@ -120,8 +122,7 @@ class Bench:
         return requests
 
     def assert_empty(self) -> None:
-        places = self.waiting._places.get()
-        assert (places.taken, places.by_function) == (0, {})
+        assert (self.waiting.waiting(), self.waiting.by_function()) == (0, {})
 
 
 class Request:
@@ -196,10 +197,10 @@ def woken(bench: Bench, gate: Gate) -> float:
     """Open the gate; when the function came up, by the bench's clock."""
     eventually(lambda: bench.cache.find(HELLO))  # known to be unavailable: only then does it come up
     gate.opened.set()
-    eventually(lambda: (meta := bench.cache.find(HELLO)) and meta.usage.woken_at > 0)
+    eventually(lambda: (meta := bench.cache.find(HELLO)) and meta.state.came_up_at > 0)
     meta = bench.cache.find(HELLO)
     assert meta is not None
-    return meta.usage.woken_at
+    return meta.state.came_up_at
 
 
 def served(outcome: Outcome) -> bool:
@@ -292,9 +293,8 @@ class TestAdmission:
         functions = [HELLO, OTHER, Function("third"), Function("fourth")] * 25
         requests = [Request(lambda function=function: come(function)) for function in functions]  # type: ignore[misc]
         eventually(lambda: sum(request.waits for request in requests) == 10)
-        places = bench.waiting._places.get()
-        assert places.taken == 10
-        assert sorted(places.by_function.values(), reverse=True)[0] <= 4
+        assert bench.waiting.waiting() == 10
+        assert max(bench.waiting.by_function().values()) <= 4
         gate.opened.set()
         assert kinds(requests) == {FunctionMeta: 10, TooManyWaiting: 90}
         bench.assert_empty()
@@ -309,7 +309,7 @@ class TestAdmission:
                 time.sleep(0.001)
                 return super().__hash__()
 
-        places = Bench(ScriptedProvider(UP)).waiting._places.get()
+        places = Bench(ScriptedProvider(UP)).waiting._slots.get()
         together = threading.Barrier(30)
         taken: list[bool] = []
 
@@ -449,14 +449,12 @@ class TestWithoutAPlace:
         with pytest.raises(TooManyWaiting):
             bench.hold()
         assert provider.sets == []
-        assert bench.scaler.begun_at(HELLO) is None
+        assert bench.scaler.started_at(HELLO) is None
 
     def test_an_answer_from_before_the_moment_asked_for_does_not_count(self) -> None:
         bench, _ = self.scene(UP)
         with pytest.raises(TooManyWaiting):
-            bench.waiting.hold(
-                HELLO, {"REQUEST_METHOD": "GET"}, time.monotonic(), since=time.monotonic() + 60
-            )
+            bench.waiting.hold(HELLO, Caller(time.monotonic()), since=time.monotonic() + 60)
 
     def test_an_unknown_one_is_unknown(self) -> None:
         bench, _ = self.scene(FunctionNotFound("hello"))
@@ -479,8 +477,8 @@ class TestWithoutAPlace:
             bench.hold()
             clock.advance(60.0)
             if not places_are_free:
-                bench.waiting._places.get().take(OTHER, 2, 2)
-                bench.waiting._places.get().take(OTHER, 2, 2)
+                bench.waiting._slots.get().take(OTHER, 2, 2)
+                bench.waiting._slots.get().take(OTHER, 2, 2)
             requests = [bench.begin() for _ in range(30)]
             assert asked.wait(PATIENCE)
             gate.set()
@@ -494,7 +492,7 @@ class TestWithoutAPlace:
             bench = Bench(ScriptedProvider(UP, step), clock, max_waiting=1)
             bench.hold()
             clock.advance(60.0)
-            assert bench.waiting._places.get().take(OTHER, 1, 1)
+            assert bench.waiting._slots.get().take(OTHER, 1, 1)
             assert bench.hold().available
         gate.set()
 
@@ -603,7 +601,7 @@ class TestDeadlines:
         bench = Bench(fleet, clock, max_wait=10.0)
         # One alone: a second one would know the label, and join with it.
         (request,) = bench.fill(1)
-        eventually(lambda: (flight := bench.scaler._wakes.flight(HELLO)) and flight.until > clock() + 500)
+        eventually(lambda: (flight := bench.scaler.flight(HELLO)) and flight.until > clock() + 500)
         clock.advance(200.0)
         time.sleep(0.3)  # the leader looks at its end
         assert request.waits

@@ -22,7 +22,7 @@ from scalezero_wsgi import (
 from scalezero_wsgi.activation.activation import PROVIDER_PATIENCE
 from scalezero_wsgi.activation.function_cache import FunctionMeta
 from scalezero_wsgi.activation.single_flight import Flight
-from scalezero_wsgi.activation.starts import SETTLE, STABLE
+from scalezero_wsgi.activation.state import SETTLE, STABLE
 from scalezero_wsgi.events import Event, FunctionReady, ProviderFailed, Reporter, ScaleRequested, StartFailed
 from scalezero_wsgi.providers import Provider
 from tests.support.clock import Clock
@@ -35,7 +35,7 @@ BROKEN = ProviderError("http://10.0.0.1 said 500")
 class Bench:
     """A scaler on a fake clock whose leader runs in the caller's own thread."""
 
-    def __init__(self, provider: Provider) -> None:
+    def __init__(self, provider: Provider, jitter: float = 0.5) -> None:
         self.clock = Clock()
         self.provider = provider
         self.events: list[Event] = []
@@ -46,11 +46,11 @@ class Bench:
             report=Reporter([self.events.append]),
             clock=self.clock,
             sleep=self.clock.sleep,
-            jitter=lambda: 0.5,
+            jitter=lambda: jitter,
         )
 
     def wake(self, until: float = 60.0) -> FunctionMeta:
-        return self.scaler._wake(HELLO, -math.inf, Flight(self.clock(), self.clock() + until))
+        return self.scaler.activate(HELLO, -math.inf, Flight(self.clock(), self.clock() + until))
 
     def of(self, kind: type[Event]) -> list[Event]:
         return [event for event in self.events if isinstance(event, kind)]
@@ -142,7 +142,7 @@ def test_polls_of_a_first_start_are_a_part_of_what_has_passed() -> None:
         times.append(bench.clock())
         return STARTING
 
-    bench.scaler._knowledge._provider = ScriptedProvider(poll)
+    bench.scaler._context = bench.scaler._context._replace(provider=ScriptedProvider(poll))
     with pytest.raises(NotAvailable):
         bench.wake(until=10)
     gaps = [round(later - earlier, 6) for earlier, later in itertools.pairwise(times)]
@@ -154,8 +154,7 @@ def test_polls_of_a_first_start_are_a_part_of_what_has_passed() -> None:
 def test_jitter_spreads_the_polls() -> None:
     spread: set[float] = set()
     for jitter in (0.0, 0.5, 1.0):
-        bench = Bench(ScriptedProvider(STARTING, UP))
-        bench.scaler._jitter = lambda jitter=jitter: jitter  # type: ignore[misc]
+        bench = Bench(ScriptedProvider(STARTING, UP), jitter)
         bench.wake()
         spread.add(round(bench.clock(), 6))
     assert len(spread) == 3
@@ -253,7 +252,7 @@ def test_a_refresh_that_meets_a_failure_ends_what_was_known() -> None:
     provider = ScriptedProvider(UP, FunctionFailed(HELLO, "no"))
     bench = Bench(provider)
     bench.wake()
-    bench.scaler._refresh(HELLO, Flight(0.0, 60.0))
+    bench.scaler.query(HELLO, Flight(0.0, 60.0))
     status, _ = bench.cache.get("hello")
     assert (status.available_replicas, status.failure) == (0, "no")
     assert bench.of(ProviderFailed) == []
@@ -311,7 +310,7 @@ class TestFailedStarts:
     def test_one_start_for_each_step_of_the_back_off_which_doubles(self) -> None:
         bench = Bench(ScriptedProvider(ZERO))
         provider = ScriptedProvider(lambda: self.CRASHED)
-        bench.scaler._knowledge._provider = provider
+        bench.scaler._context = bench.scaler._context._replace(provider=provider)
         steps: list[float] = []
         for _ in range(9):
             with pytest.raises(FunctionFailed) as caught:

@@ -28,12 +28,12 @@ class Gate:
     def __init__(self, outcome: object = "landed") -> None:
         self.outcome = outcome
         self.calls = 0
-        self.begun = threading.Event()
+        self.started_at = threading.Event()
         self._open = threading.Event()
 
     def __call__(self, _: Flight[object]) -> object:
         self.calls += 1
-        self.begun.set()
+        self.started_at.set()
         assert self._open.wait(PATIENCE)
         if isinstance(self.outcome, BaseException):
             raise self.outcome
@@ -292,7 +292,7 @@ def test_a_flight_tells_when_it_began_however_late_one_joins() -> None:
     first = single.join("a", gate, until=20)
     clock.now = 7
     assert single.join("a", gate, until=30) is first
-    assert (first.begun, first.until) == (3, 30)
+    assert (first.started_at, first.until) == (3, 30)
     gate.open()
     outcome(first)
 

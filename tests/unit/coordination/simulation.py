@@ -26,6 +26,7 @@ from scalezero_wsgi import (
 )
 from scalezero_wsgi.activation.function_cache import FunctionMeta
 from scalezero_wsgi.activation.single_flight import Flight
+from scalezero_wsgi.activation.state import FunctionState
 from scalezero_wsgi.coordination import CoordinationError
 from scalezero_wsgi.coordination.base import Changes, Lease, SharedStatus, WorkerReport
 from scalezero_wsgi.coordination.memory import MemoryCoordination
@@ -188,6 +189,17 @@ class Worker:
             jitter=lambda: 0.5,
         )
 
+    @property
+    def state(self) -> FunctionState:
+        """What it remembers of the function."""
+        return self.scaler._cache.state(HELLO)
+
+    @property
+    def failures(self) -> int:
+        """How many starts in a row have failed, as far as it knows."""
+        failure = self.state.failure
+        return 0 if failure is None else failure.count
+
     def wake(self, *, wanted: bool = True) -> None:
         """A request comes, and waits; or leaves at once."""
         flight: Flight[FunctionMeta] = Flight(self.simulation.clock(), FOREVER)
@@ -196,7 +208,7 @@ class Worker:
         self.flights.append(flight)
 
         def call() -> None:
-            flight.lead(lambda flight: self.scaler._wake(HELLO, -math.inf, flight))
+            flight.lead(lambda flight: self.scaler.activate(HELLO, -math.inf, flight))
             if not self.dead:
                 flight.land()
                 self._look_at(flight)
@@ -213,7 +225,7 @@ class Worker:
 
     def refresh(self) -> None:
         flight: Flight[None] = Flight(self.simulation.clock(), FOREVER)
-        self.simulation.spawn(self, "refresh", lambda: self.scaler._refresh(HELLO, flight))
+        self.simulation.spawn(self, "refresh", lambda: self.scaler.query(HELLO, flight))
 
     def busy(self, name: str) -> bool:
         return any(task.worker is self and task.name == name for task in self.simulation.tasks)

@@ -64,12 +64,12 @@ def test_what_one_worker_doubts_is_started_again_once() -> None:
     world.wake(first)
     meta = world.wake(second)
     world.clock.advance(10.0)
-    assert second.doubt(meta)
+    assert second.mark_suspect(meta)
     doubted_at = world.clock()
-    second.look(HELLO, 1.0)  # which believes nobody's memory from before
+    second.wait_for_refresh(HELLO, 1.0)  # which believes nobody's memory from before
     world.clock.advance(0.1)
     renewed = world.wake(second, since=doubted_at)
-    assert renewed.usage.woken_at >= doubted_at
+    assert renewed.state.came_up_at >= doubted_at
     assert len(world.calls) == 2
     world.clock.advance(10.0)
     assert world.wake(first).available
@@ -81,9 +81,9 @@ def test_what_one_worker_scaled_down_is_down_for_all() -> None:
     first, second = world.worker(), world.worker()
     world.wake(first)
     world.wake(second)
-    first._knowledge._provider.set_replicas("hello", "", 0)
+    first._context.provider.set_replicas("hello", "", 0)
     world.clock.advance(10.0)
-    first.look(HELLO, 1.0)
+    first.wait_for_refresh(HELLO, 1.0)
     world.clock.advance(10.0)
     assert not first._cache.get("hello")[0].replicas
     assert world.wake(second).available
@@ -100,11 +100,11 @@ def test_what_another_worker_has_started_again_has_been_woken_for_this_one_too()
     metas = [each.ensure_available(HELLO, time.monotonic() + 20.0) for each in (one, other)]
     provider.set_replicas(*HELLO, 0)
     for scaler, meta in zip((one, other), metas, strict=True):
-        assert scaler.doubt(meta)
+        assert scaler.mark_suspect(meta)
         renewed = scaler.ensure_available(HELLO, time.monotonic() + 20.0, since=time.monotonic())
-        assert renewed.usage.woken_at > meta.last_refresh
+        assert renewed.state.came_up_at > meta.last_refresh
         # It was not found to be there although it was doubted: what is there is another one. So the next
         # error is a reason to ask, however soon it comes.
-        assert scaler.doubt(renewed)
+        assert scaler.mark_suspect(renewed)
         scaler.ensure_available(HELLO, time.monotonic() + 20.0, since=time.monotonic())
     assert [replicas for _, replicas in provider.sets] == [1, 0, 1]

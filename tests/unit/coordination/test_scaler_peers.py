@@ -10,12 +10,13 @@ from dataclasses import replace
 import pytest
 
 from scalezero_wsgi import FunctionFailed, FunctionNotFound, ProviderError, ReplicaStatus
-from scalezero_wsgi.activation.activation import PROVIDER_PATIENCE, SILENT, UNWANTED_PAUSE
+from scalezero_wsgi.activation.activation import LEADER_SILENT, PROVIDER_PATIENCE, UNWANTED_PAUSE
 from scalezero_wsgi.activation.function_cache import FunctionMeta
 from scalezero_wsgi.activation.outages import FIRST_PAUSE, LONGEST_PAUSE
-from scalezero_wsgi.activation.scaler import FOLLOW, LINGER
+from scalezero_wsgi.activation.refresh import FOLLOW
+from scalezero_wsgi.activation.scaler import LINGER
 from scalezero_wsgi.activation.single_flight import Flight
-from scalezero_wsgi.activation.starts import SETTLE, STABLE
+from scalezero_wsgi.activation.state import SETTLE, STABLE
 from scalezero_wsgi.coordination import CoordinationError
 from scalezero_wsgi.coordination.base import Failure, ProviderFault, SharedStatus, Start
 from scalezero_wsgi.coordination.peers import BEAT, LEASE, RETELL
@@ -229,7 +230,7 @@ class TestOneFlight:
         world.pass_time(0.05)
         assert world.known().age < EXPIRY
         queries = world.provider.queries
-        assert second.scaler.doubt(meta)
+        assert second.scaler.mark_suspect(meta)
         second.wake()
         world.all_land()
         assert world.provider.queries == queries + 1
@@ -245,7 +246,7 @@ class TestOneFlight:
         world.pass_time(0.5)
         meta = second.scaler._cache.find(HELLO)
         assert meta is not None
-        assert second.scaler.doubt(meta)
+        assert second.scaler.mark_suspect(meta)
         doubted_at = world.clock()
         second.wake()
         world.all_land()
@@ -396,7 +397,7 @@ class TestFailure:
             tried += [world.clock()] * (len(world.provider.sets) - len(tried))
         gaps = [later - earlier for earlier, later in itertools.pairwise(tried)]
         assert [math.floor(gap) for gap in gaps] == [1, 2, 4]
-        counts = {worker.scaler._knowledge.starts._failures.get(HELLO).count for worker in world.workers}  # type: ignore[union-attr]
+        counts = {worker.failures for worker in world.workers}
         assert counts == {4}
 
     @pytest.mark.parametrize("blocks", [0.0, LEASE + 1.0], ids=["at-once", "blocks"])
@@ -420,7 +421,7 @@ class TestFailure:
             world.pass_time(0.05)
         gaps = [later - earlier for earlier, later in zip(ended, tried[1:], strict=False)]
         assert [math.floor(gap) for gap in gaps] == [1, 2, 4]
-        counts = {worker.scaler._knowledge.starts._failures.get(HELLO).count for worker in world.workers}  # type: ignore[union-attr]
+        counts = {worker.failures for worker in world.workers}
         assert counts == {4}
         refused = {outcome(flight) for worker in world.workers for flight in worker.flights if flight.wait(0)}
         assert refused == {FunctionFailed}
@@ -575,7 +576,7 @@ class TestTrouble:
         world.pass_time(EXPIRY * 2)
         meta = first.scaler._cache.find(HELLO)
         assert meta is not None
-        assert first.scaler.doubt(meta)
+        assert first.scaler.mark_suspect(meta)
         world.answer(ProviderError("500"))
         first.wake()
         world.until(lambda: world.known().trouble is not None)
@@ -587,7 +588,8 @@ class TestTrouble:
     def test_a_trouble_of_long_ago_is_not_that_of_a_leader_who_says_nothing(self) -> None:
         world = World(1)
         (worker,) = world.workers
-        world.told(SharedStatus(None, SILENT + 1.0, trouble=ProviderFault(SILENT + 1.0, final=True)))
+        age = LEADER_SILENT + 1.0
+        world.told(SharedStatus(None, age, trouble=ProviderFault(age, final=True)))
         assert world.store.acquire(HELLO, "hangs", 60.0) is not None
         worker.wake()
         world.pass_time(1.0)
@@ -601,7 +603,7 @@ class TestTrouble:
         worker.wake()
         world.pass_time(1.0)
         assert worker.flights[0].trouble is None
-        world.pass_time(SILENT)
+        world.pass_time(LEADER_SILENT)
         assert isinstance(worker.flights[0].trouble, ProviderSilent)
 
     def test_patience_begins_anew_with_the_lead(self) -> None:
@@ -667,7 +669,7 @@ class TestRefresh:
         world.answer(ProviderError("500"))
         for _ in range(5):
             for worker in world.workers:
-                if not worker.scaler._outages.resting(HELLO):
+                if not worker.scaler._outages.resting(worker.state):
                     worker.refresh()
             world.pass_time(FIRST_PAUSE / 10)
         assert world.provider.queries == 1
@@ -678,7 +680,7 @@ class TestRefresh:
         asked: list[float] = []
         while world.clock() < 120.0:
             for worker in world.workers:
-                if not worker.scaler._outages.resting(HELLO) and not worker.busy("refresh"):
+                if not worker.scaler._outages.resting(worker.state) and not worker.busy("refresh"):
                     worker.refresh()
             queries = world.provider.queries
             world.pass_time(0.05)
@@ -713,19 +715,23 @@ class TestRefresh:
         worker.refresh()
         world.all_land(FOLLOW + 0.5)
         assert world.provider.queries == 0
-        assert worker.scaler._outages.error(HELLO) is None  # it may wait for a start, as far as is known
+        assert (
+            worker.scaler._outages.error(worker.state) is None
+        )  # it may wait for a start, as far as is known
         worker.scaler._cache.set("hello", UP)
         worker.scaler._cache.stale_if_error = 600.0
         worker.refresh()
         world.all_land(FOLLOW + 0.5)
-        assert worker.scaler._outages.error(HELLO) is not None  # as if the provider had failed this worker
+        assert (
+            worker.scaler._outages.error(worker.state) is not None
+        )  # as if the provider had failed this worker
 
 
 def test_a_leader_past_its_flight_is_replaced() -> None:
     world = World(2, latency=100.0)
     first, second = world.workers
     hanging: Flight[FunctionMeta] = Flight(world.clock(), world.clock() + 3.0)
-    world.spawn(first, "wake", lambda: hanging.lead(lambda it: first.scaler._wake(HELLO, -math.inf, it)))
+    world.spawn(first, "wake", lambda: hanging.lead(lambda it: first.scaler.activate(HELLO, -math.inf, it)))
     world.until(lambda: world.provider.queries == 1)
     world.latency = 0.0
     second.wake()
@@ -738,7 +744,7 @@ def test_a_follower_ends_with_its_own_flight() -> None:
     (worker,) = world.workers
     assert world.store.acquire(HELLO, "leads", 60.0) is not None
     flight: Flight[FunctionMeta] = Flight(world.clock(), world.clock() + 1.0)
-    world.spawn(worker, "wake", lambda: flight.lead(lambda it: worker.scaler._wake(HELLO, -math.inf, it)))
+    world.spawn(worker, "wake", lambda: flight.lead(lambda it: worker.scaler.activate(HELLO, -math.inf, it)))
     world.all_land(2.0)
     flight.land()
     assert outcome(flight) is NotAvailable

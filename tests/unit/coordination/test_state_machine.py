@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from scalezero_wsgi import ProviderError
 from scalezero_wsgi.activation.activation import PROVIDER_PATIENCE, SLICE
-from scalezero_wsgi.activation.scaler import FOLLOW
-from scalezero_wsgi.activation.starts import SETTLE
+from scalezero_wsgi.activation.refresh import FOLLOW
+from scalezero_wsgi.activation.state import SETTLE
 from scalezero_wsgi.coordination.peers import BEAT, LEASE
 from scalezero_wsgi.events import ScaleRequested
 from tests.unit.coordination.simulation import FOREVER, Simulation, Task, Worker

@@ -1,0 +1,200 @@
+"""Everything that one process remembers of one function."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from .._lib.backoff import backoff_step
+from ..coordination.base import Failure, SharedStatus, Start
+from ..model import Function, FunctionFailed, ReplicaStatus
+
+if TYPE_CHECKING:
+    from .function_cache import FunctionMeta
+    from .outages import Outage
+
+SETTLE = 2.0
+"""Seconds that a provider may take to show the count that was set, before it is set again."""
+
+STABLE = 60.0
+"""Seconds after which a function's end has nothing to do with its start any more."""
+
+REMEMBERED = 5
+"""Starts of a function of which it is remembered how long they took."""
+
+NEVER = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class LastStart:
+    """The last time that the function was started from zero, by a worker or by somebody else.
+
+    :ivar name: tells one start from another, in the whole fleet.
+    :ivar shown: whether the provider has told since of a count above zero.
+    :ivar up_at: when the provider was asked that first told of an available replica; ``None`` before that.
+    """
+
+    name: str
+    at: float
+    shown: bool = False
+    up_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LastFailure:
+    """The last failed start: how many in a row, of which start, and until when the function rests."""
+
+    count: int
+    start: str
+    reason: str
+    retry_at: float
+
+
+class FunctionState:
+    """One function: its entry in the cache, its use, its starts, and its provider's outage.
+
+    Safe for threads: attributes are replaced whole, and ``in_flight`` changes by ``add`` and ``discard``
+    alone, which are atomic with the GIL and without. Times are monotonic seconds.
+
+    :ivar meta: the last status.
+    :ivar missing_at: when the provider was found not to know the function.
+    :ivar in_flight: one token for each request that the application is serving.
+    :ivar last_used: when a request was last passed down.
+    :ivar refuted_at: when the answer was asked for that the application found wrong last.
+    :ivar confirmed_at: when the provider last stood by "available" although the entry had been suspect.
+    :ivar durations: how long the last starts took, in seconds, the latest last.
+    :ivar outage: since when the provider fails for the function; see :mod:`.outages`.
+    :ivar release_at: when the last of those who waited for a start was given its turn.
+    :ivar page_asked_at: when a waking page last asked here after a start in another worker.
+    """
+
+    __slots__ = (
+        *("confirmed_at", "durations", "failure", "function", "in_flight", "last_used", "meta"),
+        *("missing_at", "outage", "page_asked_at", "refuted_at", "release_at", "start"),
+    )
+
+    def __init__(self, function: Function = Function("")) -> None:  # noqa: B008  immutable
+        self.function = function
+        self.meta: FunctionMeta | None = None
+        self.missing_at = self.last_used = self.refuted_at = self.confirmed_at = NEVER
+        self.release_at = self.page_asked_at = NEVER
+        self.in_flight: set[object] = set()
+        self.start: LastStart | None = None
+        self.failure: LastFailure | None = None
+        self.durations: tuple[float, ...] = ()
+        self.outage: Outage | None = None
+
+    def forget(self) -> None:
+        """Drop the entry, for want of room: whoever kept this object must look into the cache again."""
+        self.meta = None
+
+    # Starts
+
+    def begin_start(self, now: float) -> None:
+        """Note that a start was requested."""
+        self.start = LastStart(uuid.uuid4().hex, now)
+
+    def observe(self, status: ReplicaStatus, asked_at: float) -> None:
+        """Note what an answer says of the last start, before the answer becomes the entry.
+
+        :param asked_at: when the provider was asked.
+        """
+        start, before = self.start, self.meta
+        available = status.available_replicas > 0
+        if start is not None and start.up_at is None and asked_at >= start.at:
+            shown = start.shown or status.replicas > 0
+            up_at = asked_at if available else None
+            if (shown, up_at) != (start.shown, start.up_at):
+                self.start = replace(start, shown=shown, up_at=up_at)
+        elif available and before is not None and self.came_up_at <= before.last_refresh < asked_at:
+            if before.status.available_replicas == 0:  # somebody else has started it
+                self.start = LastStart(uuid.uuid4().hex, asked_at, shown=True, up_at=asked_at)
+
+    @property
+    def came_up_at(self) -> float:
+        """When the function was last seen to come up: an entry from before is about a replica that is gone.
+        Minus infinity: never."""
+        start = self.start
+        return NEVER if start is None or start.up_at is None else start.up_at
+
+    def unseen_start(self, now: float) -> LastStart | None:
+        """Return the start that was requested lately and of which the provider has shown nothing yet."""
+        start, failure = self.start, self.failure
+        if start is None or start.shown or now >= start.at + STABLE:
+            return None
+        return start if failure is None or failure.start != start.name else None
+
+    def pending_since(self, now: float) -> float | None:
+        """Return when a start was requested that may not show yet, perhaps by a leader that has died."""
+        start = self.unseen_start(now)
+        return start.at if start is not None and now < start.at + SETTLE else None
+
+    # Failed starts and the rest after them
+
+    def refuse_while_resting(self, now: float) -> None:
+        """:raises FunctionFailed: the function rests after a failed start."""
+        failure = self.failure
+        if failure is not None and failure.retry_at > now:
+            raise FunctionFailed(self.function, failure.reason, failure.retry_at - now)
+
+    def fail_start(self, reason: str, now: float) -> None:
+        """Note that the last start failed."""
+        start = self.start
+        self._fail(reason, uuid.uuid4().hex if start is None else start.name, now, now)
+
+    def note_end(self, reason: str, now: float) -> bool:
+        """Note that the function ended by itself: soon after its start that is a failed start, once.
+
+        :return: whether it is one that was not noted yet.
+        """
+        start, failure = self.start, self.failure
+        if start is None or now > start.at + STABLE or (failure is not None and failure.start == start.name):
+            return False
+        self._fail(reason, start.name, start.at, now)
+        return True
+
+    def _fail(self, reason: str, start: str, rest_from: float, now: float) -> None:
+        """Each failure in a row doubles the time to the next start."""
+        last = self.failure
+        count = last.count + 1 if last is not None and now <= last.retry_at + STABLE else 1
+        self.failure = LastFailure(count, start, reason, rest_from + backoff_step(count))
+
+    # What the workers share of it
+
+    def share(self, shared: SharedStatus, now: float) -> SharedStatus:
+        """Add the last start, the last failure and the durations to what is published."""
+        start, failure = self.start, self.failure
+        shared = replace(shared, durations=self.durations)
+        if failure is not None and now <= failure.retry_at + STABLE:
+            left = failure.retry_at - now
+            shared = replace(shared, failure=Failure(failure.count, failure.start, failure.reason, left))
+        if start is not None:
+            up_for = None if start.up_at is None else now - start.up_at
+            shared = replace(shared, start=Start(start.name, now - start.at, start.shown, up_for))
+        return shared
+
+    def apply(self, shared: SharedStatus, now: float) -> None:
+        """Remember the starts and failures that another worker published."""
+        if shared.start is not None:
+            self._apply_start(shared.start, now)
+        told, mine = shared.failure, self.failure
+        if told is not None:
+            retry_at = now + told.left
+            news = mine is None or ((mine.start, mine.count) != (told.start, told.count))
+            if mine is None or (news and mine.retry_at < retry_at):
+                self.failure = LastFailure(told.count, told.start, told.reason, retry_at)
+
+    def _apply_start(self, told: Start, now: float) -> None:
+        at, up_at = now - told.age, None if told.up_for is None else now - told.up_for
+        mine = self.start
+        if mine is None or (mine.name != told.name and mine.at < at):
+            self.start = LastStart(told.name, at, told.shown, up_at)
+        elif mine.name == told.name and mine.up_at is None:
+            self.start = replace(mine, shown=mine.shown or told.shown, up_at=up_at)
+
+
+def median(durations: Sequence[float]) -> float | None:
+    """Return the middle one, or the later of two; ``None`` if there is none."""
+    return sorted(durations)[len(durations) // 2] if durations else None
