@@ -154,10 +154,8 @@ def test_a_failure_is_shown_in_place_and_another_try_is_offered(
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto(f"/function/{function}")
-    assert (
-        page.evaluate("getComputedStyle(document.querySelector('.pulse'), '::before').animationName")
-        == "none"
-    )
+    pulse = page.locator(".pulse")
+    assert pulse.evaluate("element => getComputedStyle(element, '::before').animationName") == "none"
     assert findings(page) == []
     again = page.get_by_role("link", name="Try again")
     again.wait_for(timeout=SOON)
