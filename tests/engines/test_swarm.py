@@ -628,7 +628,9 @@ def test_50_first_requests_wake_it_once(
         assert provider.get_replicas("hello", "").replicas == 1
 
 
-def test_added_latency(make: Make, provider: SwarmProvider, directory: Path, tmp_path: Path) -> None:
+def test_added_latency(
+    make: Make, provider: SwarmProvider, client: DockerClient, directory: Path, tmp_path: Path
+) -> None:
     port = free_port()
     service = make(port=port, labels={"scalezero.ready": "/index.html"})
     added = []
@@ -639,7 +641,7 @@ def test_added_latency(make: Make, provider: SwarmProvider, directory: Path, tmp
             until(lambda: server.get("/other").status_code == 200)
             time.sleep(0.6)  # the stale entry has lapsed
             with ThreadPoolExecutor(1) as pool:
-                direct = pool.submit(first_answer, port)
+                direct = pool.submit(first_answer_once_started, client, port)
                 assert server.get("/function/hello/index.html").status_code == 200, server.log
                 answered = time.monotonic()
                 added.append((answered - direct.result()) * 1000)
@@ -647,6 +649,22 @@ def test_added_latency(make: Make, provider: SwarmProvider, directory: Path, tmp
     figures = " ".join(f"{value:.1f}" for value in added)
     print(f"swarm: added latency in ms: median {statistics.median(added):.1f} of {figures}", file=sys.stderr)
     assert statistics.median(added) <= 50
+
+
+def first_answer_once_started(client: DockerClient, port: int) -> float:
+    """When the published port answers, first asked when the engine tells that a container has started.
+
+    To ask sooner would delay the start that is measured. Docker's proxy takes connections a quarter of a
+    second before the container's network is up, and passes them on to an address that nobody has yet. The
+    kernel asks again who has it after a second (``retrans_time_ms`` in arp(7)), so that a single early
+    connection makes the first answer come after 1.3 s instead of 0.5 s. One every 20 ms also overflows the
+    container's backlog when all of them arrive together; then the provider's own may be among those that TCP
+    drops and repeats a second later.
+    """
+    filters = {"type": "container", "event": "start", "label": SERVICE_LABEL}
+    with contextlib.closing(client.events(filters=filters, until=time.time() + PATIENCE)) as started:
+        assert next(started, None), "it never started"
+    return first_answer(port)
 
 
 def first_answer(port: int) -> float:
