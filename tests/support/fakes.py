@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 from scalezero_wsgi import Function, FunctionNotFound, ReplicaStatus
 
 Step = ReplicaStatus | Exception | Callable[[], ReplicaStatus]
 
+HELLO = Function("hello")
 UP = ReplicaStatus(replicas=1, available_replicas=1)
 STARTING = ReplicaStatus(replicas=1, available_replicas=0)
 ZERO = ReplicaStatus(replicas=0, available_replicas=0)
@@ -47,7 +49,7 @@ class FakeEngine:
 
     def __init__(self, clock: Callable[[], float], delay: float = 0.0, known: set[str] | None = None) -> None:
         self._clock = clock
-        self._delay = delay
+        self.delay = delay
         self._known = known
         self._lock = threading.Lock()
         self._ready_at: dict[Function, float] = {}
@@ -65,11 +67,37 @@ class FakeEngine:
             return ZERO
         return UP if self._clock() >= ready_at else STARTING
 
+    def put_up(self, name: str) -> None:
+        """Have a function ready, though nobody has asked for it."""
+        with self._lock:
+            self._ready_at[Function(name)] = self._clock()
+
+    def put_down(self) -> None:
+        """Have all at zero, though nobody has asked for it."""
+        with self._lock:
+            self._ready_at.clear()
+
     def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
         function = Function(name, namespace)
         with self._lock:
             self.sets.append((function, replicas))
             if replicas:
-                self._ready_at[function] = self._clock() + self._delay
+                self._ready_at[function] = self._clock() + self.delay
             else:
                 self._ready_at.pop(function, None)
+
+
+class Gate:
+    """A provider whose functions start when the test opens it, with ``labels`` from the beginning."""
+
+    def __init__(self, **labels: str) -> None:
+        self.opened = threading.Event()
+        self.status = replace(STARTING, labels={key.replace("_", "."): text for key, text in labels.items()})
+        self.queries: list[Function] = []
+
+    def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
+        self.queries.append(Function(name, namespace))
+        return replace(self.status, available_replicas=1) if self.opened.is_set() else self.status
+
+    def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
+        raise NotImplementedError

@@ -30,9 +30,8 @@ from scalezero_wsgi.providers import (
 )
 from tests.support.clock import Clock
 from tests.support.fakes import UP, FakeEngine
-from tests.unit.activation.test_request_queue import PATIENCE, eventually
-from tests.unit.test_middleware import App, ask
-from tests.unit.test_middleware_waiting import STATUS, begin, state
+from tests.support.waiting import PATIENCE, until
+from tests.support.wsgi import STATUS, App, ask, begin, state
 
 SECRET = Function("secret", "fn")
 
@@ -119,7 +118,7 @@ def test_its_status_is_told_under_both_names(name: str) -> None:
     begin(door, f"/function/{name}")
     assert [state(door, each) for each in NAMES] == ["starting"] * 2
     clock.advance(1.0)
-    eventually(lambda: [state(door, each) for each in NAMES] == ["ready"] * 2)
+    until(lambda: [state(door, each) for each in NAMES] == ["ready"] * 2)
     assert state(door, "secret.dev") == "unknown"
 
 

@@ -18,7 +18,6 @@ from webtest import TestApp
 from webtest.lint import middleware as webtest_lint
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.lint import LintMiddleware
-from werkzeug.test import EnvironBuilder
 
 from scalezero_wsgi import (
     Function,
@@ -36,62 +35,8 @@ from scalezero_wsgi.events import Event, OutageBegan, OutageEnded, RequestReplay
 from scalezero_wsgi.providers import CallbackProvider
 from tests.support.clock import Clock, MovingClock
 from tests.support.fakes import STARTING, UP, ZERO, FakeEngine, ScriptedProvider
-
-Environ = dict[str, Any]
-
-
-class App:
-    """A WSGI app that writes down what it gets and answers by a script whose last step repeats."""
-
-    def __init__(self, *answers: str | Exception) -> None:
-        self.answers = list(answers or ["200 OK"])
-        self.calls: list[Environ] = []
-
-    def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
-        self.calls.append(dict(environ))
-        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if isinstance(answer, Exception):
-            raise answer
-        body = answer.encode()
-        start_response(answer, [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
-        return [body]
-
-
-def environ_of(path: str = "/function/hello", **options: Any) -> Environ:
-    return EnvironBuilder(path, multithread=True, **options).get_environ()
-
-
-def ask(app: Any, path: str = "/function/hello", **options: Any) -> tuple[str, dict[str, str], bytes]:
-    """Be the server of PEP 3333: the head goes out with the first piece, until then it may change."""
-    head: list[Any] = []
-    pieces: list[bytes] = []
-
-    def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-        assert exc_info or not head, "start_response was called twice"
-        if exc_info and pieces:
-            raise exc_info[1]
-        head[:] = [status, headers]
-        return pieces.append
-
-    result = app(environ_of(path, **options), start_response)
-    try:
-        pieces.extend(result)
-    finally:
-        if hasattr(result, "close"):
-            result.close()
-    return head[0], dict(head[1]), b"".join(pieces)
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-def in_flight(door: ScaleZeroMiddleware, name: str = "hello") -> int:
-    meta = door.cache.find(Function(name))
-    return 0 if meta is None else len(meta.state.in_flight)
+from tests.support.waiting import ended_threads, until
+from tests.support.wsgi import App, Environ, ask, environ_of, in_flight
 
 
 class TestWhatIsNotAFunctions:
@@ -330,8 +275,8 @@ class TestStaleEntries:
         ask(door)
         for _ in range(6):
             clock.advance(20)
-            assert ask(door)[0] == "200 OK"
-            eventually(lambda: not door.scaler._refreshes.under_way(Function("hello")))
+            with ended_threads():
+                assert ask(door)[0] == "200 OK"
         outages = [event for event in events if isinstance(event, (OutageBegan, OutageEnded))]
         assert [type(event) for event in outages] == [OutageBegan, OutageEnded]
 
@@ -347,14 +292,13 @@ class TestStaleEntries:
         door = ScaleZeroMiddleware(App(), provider, clock=clock)
         ask(door)
         clock.advance(60)
-        assert ask(door)[0] == "200 OK"
-        eventually(
-            lambda: len(provider.queries) >= 2 and not door.scaler._refreshes.under_way(Function("hello"))
-        )
+        with ended_threads():
+            assert ask(door)[0] == "200 OK"
+        assert len(provider.queries) == 2
         status = STARTING
         clock.advance(60)
         assert ask(door)[0] == "200 OK"  # while it is asked for again
-        eventually(lambda: not door.cache.get("hello")[0].available_replicas)
+        until(lambda: not door.cache.get("hello")[0].available_replicas)
         threading.Timer(2.0, provider.script.__setitem__, (0, UP)).start()
         assert ask(door)[0] == "200 OK"
 

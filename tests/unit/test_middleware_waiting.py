@@ -22,98 +22,29 @@ from scalezero_wsgi import (
     ScaleZeroMiddleware,
     by_host,
 )
-from scalezero_wsgi.activation.state import FunctionState
 from scalezero_wsgi.events import Event, WaitGivenUp
 from scalezero_wsgi.servers.server import Server
 from tests.support.clock import MovingClock
-from tests.support.fakes import STARTING, UP, ZERO, FakeEngine, ScriptedProvider
-from tests.unit.activation.test_request_queue import (
-    HELLO,
-    PATIENCE,
-    SOON,
-    Connection,
-    Gate,
-    connection,
-    eventually,
-    server,
+from tests.support.connection import Connection
+from tests.support.fakes import HELLO, STARTING, UP, ZERO, FakeEngine, Gate, ScriptedProvider
+from tests.support.waiting import PATIENCE, SOON, until
+from tests.support.wsgi import (
+    BROWSER,
+    STATUS,
+    App,
+    Environ,
+    Visit,
+    ask,
+    begin,
+    in_flight,
+    state,
+    usage,
+    visits,
+    waiting,
 )
-from tests.unit.test_middleware import App, ask, in_flight
-
-__all__ = ["connection", "server"]  # fixtures
-
-Environ = dict[str, Any]
-Answer = tuple[str, dict[str, str], bytes]
-
-BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8", "Sec-Fetch-Mode": "navigate"}
-STATUS = "/function/.scalezero/status/"
 
 UNKNOWN = range(4, 7)
 """The seconds of ``Retry-After`` when nothing tells how long a start takes."""
-
-
-class Visit:
-    """A request in a thread of its own."""
-
-    def __init__(self, door: Any, path: str = "/function/hello", **options: Any) -> None:
-        self._ask: Callable[[], Answer] = lambda: ask(door, path, **options)
-        self._answer: Answer | BaseException
-        self.begun = time.monotonic()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._answer = self._ask()
-        except BaseException as error:
-            self._answer = error
-        self.ended = time.monotonic()
-
-    def answer(self) -> Answer:
-        self._thread.join(PATIENCE)
-        assert not self._thread.is_alive()
-        if isinstance(self._answer, BaseException):
-            raise self._answer
-        return self._answer
-
-    @property
-    def status(self) -> str:
-        return self.answer()[0]
-
-
-def waiting(door: ScaleZeroMiddleware) -> int:
-    return door.queue.waiting()
-
-
-def visits(
-    door: ScaleZeroMiddleware, number: int, path: str = "/function/hello", **options: Any
-) -> list[Visit]:
-    """Requests of which all wait already."""
-    before = waiting(door)
-    made = [Visit(door, path, **options) for _ in range(number)]
-    eventually(lambda: waiting(door) == before + number)
-    return made
-
-
-def usage(door: ScaleZeroMiddleware) -> FunctionState:
-    meta = door.cache.find(HELLO)
-    assert meta is not None
-    return meta.state
-
-
-def state(door: Any, name: str = "hello", base: str = STATUS, **options: Any) -> str:
-    status, headers, body = ask(door, base + name, **options)
-    assert (status, headers["Content-Type"], headers["Cache-Control"]) == (
-        "200 OK",
-        "application/json",
-        "no-store",
-    )
-    return str(json.loads(body)["state"])
-
-
-def begin(door: Any, path: str = "/function/hello", **options: Any) -> None:
-    """Have a function's start begun, as only a request can."""
-    answer = ask(door, path, headers={"Prefer": "respond-async", "User-Agent": "curl"}, **options)
-    assert answer[0] in {"200 OK", "202 ACCEPTED"}
 
 
 class TestTooMany:
@@ -144,12 +75,12 @@ class TestTooMany:
     def test_a_warm_function_is_served_while_all_places_are_taken(self) -> None:
         fleet = FakeEngine(time.monotonic, delay=1000.0)
         door = ScaleZeroMiddleware(App(), fleet, max_waiting=1, cache_expiry=0, stale_for=0)
-        fleet._ready_at[Function("warm")] = 0.0
+        fleet.put_up("warm")
         (held,) = visits(door, 1)
         for _ in range(5):
             assert ask(door, "/function/warm")[0] == "200 OK"
         assert ask(door)[0] == "503 SERVICE UNAVAILABLE"
-        fleet._ready_at[HELLO] = 0.0
+        fleet.put_up("hello")
         assert held.status == "200 OK"
 
     def test_a_server_with_one_thread_holds_one(self) -> None:
@@ -173,9 +104,9 @@ class TestPrefer:
         assert int(headers["Retry-After"]) in UNKNOWN
         assert json.loads(body)["detail"] == "The function hello is being started."
         assert app.calls == []
-        eventually(lambda: fleet.sets)
+        until(lambda: fleet.sets)
         clock.advance(20.0)
-        eventually(lambda: (meta := door.cache.find(HELLO)) and meta.available)
+        until(lambda: (meta := door.cache.find(HELLO)) and meta.available)
         status, headers, _ = ask(door, headers={"Prefer": "respond-async"})
         assert status == "200 OK"
         assert "Preference-Applied" not in headers
@@ -187,12 +118,12 @@ class TestPrefer:
         fleet = FakeEngine(clock, delay=40.0)
         door = ScaleZeroMiddleware(App(), fleet, clock=clock, max_wait=300)
         (held,) = visits(door, 1)
-        eventually(lambda: fleet.sets)
+        until(lambda: fleet.sets)
         clock.advance(40.0)
         assert held.status == "200 OK"
         fleet.set_replicas("hello", "", 0)
         clock.advance(10.0)
-        fleet._delay = 1000.0
+        fleet.delay = 1000.0
         # After 50 s it takes longer than usual: the half of that more.
         for left in (40, 15, 25):
             _, headers, _ = ask(door, headers={"Prefer": "respond-async"})
@@ -259,7 +190,7 @@ class TestThePage:
         assert (STATUS + "hello").encode() in body
         assert app.calls == []
         assert state(door) == "starting"
-        eventually(lambda: state(door) == "ready")
+        until(lambda: state(door) == "ready")
         assert ask(door, headers=BROWSER)[0] == "200 OK"
         assert fleet.sets == [(HELLO, 1)]
 
@@ -271,7 +202,7 @@ class TestThePage:
         door = ScaleZeroMiddleware(App(), FakeEngine(clock), clock=clock, **settings)  # type: ignore[arg-type]
         begin(door)
         assert state(door) in {"starting", "ready"}
-        eventually(lambda: (meta := door.cache.find(HELLO)) and meta.available)
+        until(lambda: (meta := door.cache.find(HELLO)) and meta.available)
         clock.advance(2.0)  # until the page asks again
         assert state(door) == "ready"
 
@@ -343,7 +274,7 @@ class TestNoWake:
         assert ask(door, **options)[0] == "200 OK"  # fresh
         clock.advance(1.0)
         assert ask(door, **options)[0] == "200 OK"  # stale
-        eventually(lambda: len(provider.queries) == 2)
+        until(lambda: len(provider.queries) == 2)
         clock.advance(60.0)
         assert ask(door, **options)[0] == "200 OK"  # lapsed
         assert usage(door).last_used == float("-inf")
@@ -409,7 +340,7 @@ class TestTheFixedAnswer:
         provider = ScriptedProvider(ProviderError("down"), ProviderError("down"), ZERO)
         door = ScaleZeroMiddleware(App(), provider, no_wake=["path=*"], no_wake_status=200)
         assert [ask(door)[0] for _ in range(3)] == ["502 BAD GATEWAY"] * 3
-        eventually(lambda: ask(door)[0] == "200 OK")
+        until(lambda: ask(door)[0] == "200 OK")
 
 
 class TestTheFence:
@@ -530,7 +461,7 @@ class TestWake:
         door = ScaleZeroMiddleware(app, fleet, cache_expiry=60, **settings)
         assert [ask(door)[0] for _ in range(3)] == ["200 OK"] * 3
         assert usage(door).last_used > 0  # or it would be taken for idle
-        fleet._ready_at.clear()
+        fleet.put_down()
         assert ask(door)[0] == "502 Bad Gateway"
         assert (len(app.calls), fleet.sets) == (4, [])
 
@@ -586,7 +517,7 @@ class TestTheStatusUrl:
         assert state(validator(door)) == "unknown"
         begin(door)
         assert state(validator(door)) == "starting"
-        eventually(lambda: state(door) == "ready")
+        until(lambda: state(door) == "ready")
         assert fleet.sets == [(HELLO, 1)]
         assert app.calls == []
         assert ask(door)[0] == "200 OK"
@@ -613,7 +544,7 @@ class TestTheStatusUrl:
             clock.advance(9.0)
         assert len(begun) == 1
         gate.opened.set()
-        eventually(lambda: state(door) == "ready")
+        until(lambda: state(door) == "ready")
 
     def test_a_start_that_failed(self) -> None:
         provider = ScriptedProvider(replace(STARTING, failure="crash loop"))
@@ -648,7 +579,7 @@ class TestTheStatusUrl:
             bodies.append(ask(door, STATUS + "hello")[2])
             return "cannot be told" in json.loads(bodies[-1])["detail"]
 
-        eventually(told)
+        until(told)
         assert not any(word in body for body in bodies for word in (b"secret", b"10.0.0.1", b"http"))
 
     def test_a_namespace_and_the_default_one(self) -> None:
@@ -656,7 +587,7 @@ class TestTheStatusUrl:
         door = ScaleZeroMiddleware(App(), fleet, default_namespace="fn")
         begin(door)
         begin(door, "/function/hello.dev")
-        eventually(lambda: state(door, "hello.dev") == "ready" and state(door) == "ready")
+        until(lambda: state(door, "hello.dev") == "ready" and state(door) == "ready")
         assert {function for function, _ in fleet.sets} == {("hello", "dev"), ("hello", "fn")}
 
     @pytest.mark.parametrize(
@@ -739,7 +670,7 @@ class TestTheStatusUrl:
         door = ScaleZeroMiddleware(App(), provider)
         begun = threading.Thread(target=ask, args=(door,))
         begun.start()
-        eventually(lambda: state(door) == "starting")
+        until(lambda: state(door) == "starting")
         begun.join(PATIENCE)
         assert state(door) == "unknown"
         provider.script[:] = [UP]
@@ -768,7 +699,7 @@ class TestTheStatusUrl:
         )
         options = {"base": "/.scalezero/status/", "base_url": "http://hello.example.com/"}
         begin(door, "/", base_url="http://hello.example.com/")
-        eventually(lambda: state(door, **options) == "ready")
+        until(lambda: state(door, **options) == "ready")
         assert app.calls == []
 
     def test_what_is_no_status_is_an_asset_or_404(self) -> None:
@@ -836,13 +767,15 @@ class TestReplay:
 
     def test_the_time_that_the_app_took_counts(self) -> None:
         clock = MovingClock()
-        door, app = self.scene(ScriptedProvider(UP, ZERO, STARTING), clock=clock, max_wait=10)
+        app = App("200 OK", "502 Bad Gateway", "200 OK")
 
         def slow(environ: Environ, start_response: Any) -> Iterable[bytes]:
             clock.advance(11.0)
             return app(environ, start_response)
 
-        door._app = slow
+        provider = ScriptedProvider(UP, ZERO, STARTING)
+        door = ScaleZeroMiddleware(slow, provider, clock=clock, max_wait=10, cache_expiry=60)
+        assert ask(door)[0] == "200 OK"
         begun = time.monotonic()
         assert ask(door)[0] == "504 GATEWAY TIMEOUT"
         assert time.monotonic() - begun < SOON
@@ -953,7 +886,7 @@ def test_the_release_rate_spreads_those_who_waited() -> None:
     gate = Gate()
     door = ScaleZeroMiddleware(app, gate, release_rate=100, max_waiting=30)
     held = visits(door, 20)
-    eventually(lambda: door.cache.find(HELLO))
+    until(lambda: door.cache.find(HELLO))
     gate.opened.set()
     assert [visit.status for visit in held] == ["200 OK"] * 20
     woken_at = usage(door).came_up_at

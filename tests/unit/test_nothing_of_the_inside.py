@@ -20,10 +20,8 @@ from scalezero_wsgi.events import CoordinationLost, Event
 from scalezero_wsgi.providers import CallbackProvider, ProcessProvider
 from scalezero_wsgi.providers.process.provider import ProcessFunction, Ready
 from scalezero_wsgi.proxy import FunctionProxy
-from tests.support.fakes import STARTING, UP, ZERO, ScriptedProvider
-from tests.unit.activation.test_request_queue import Gate
-from tests.unit.test_middleware import App
-from tests.unit.test_middleware_waiting import visits
+from tests.support.fakes import STARTING, UP, ZERO, Gate, ScriptedProvider
+from tests.support.wsgi import App, visits
 
 OF_URLS = ["provider-pass", "store-pass", "endpoint-pass"]
 """Passwords in URLs, which the log must not have either."""

@@ -15,10 +15,9 @@ from scalezero_wsgi.coordination.base import CoordinationError, SharedStatus
 from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.model import Function
 from tests.support.clock import MovingClock
-from tests.support.fakes import STARTING, UP, ZERO, ScriptedProvider
-from tests.unit.activation.test_request_queue import HELLO, Gate, eventually
-from tests.unit.test_middleware import App, ask
-from tests.unit.test_middleware_waiting import BROWSER, STATUS, begin, state
+from tests.support.fakes import HELLO, STARTING, UP, ZERO, Gate, ScriptedProvider
+from tests.support.waiting import until
+from tests.support.wsgi import BROWSER, STATUS, App, ask, begin, state
 
 
 class Workers:
@@ -57,7 +56,7 @@ def test_the_other_worker_tells_how_far_it_has_come_and_keeps_nothing() -> None:
     new = {thread.name for thread in set(threading.enumerate()) - threads}
     assert new <= {"scalezero-heartbeat"}  # which reports that somebody asks here
     gate.opened.set()
-    eventually(lambda: workers.is_told("ready"))
+    until(lambda: workers.is_told("ready"))
     second = workers.second
     assert second.scaler.started_at(HELLO) is None
     assert (len(second.cache), len(second._segments)) == (0, 0)
@@ -68,10 +67,10 @@ def test_who_asks_there_is_counted_among_those_who_wait() -> None:
     """So the worker that has the start goes on asking the provider as often as for a request."""
     workers = Workers(gate := Gate())
     begin(workers.first)
-    eventually(lambda: workers.is_told("starting"))
-    eventually(lambda: any(row.waiting.get(HELLO) for row in workers.store.workers()))
+    until(lambda: workers.is_told("starting"))
+    until(lambda: any(row.waiting.get(HELLO) for row in workers.store.workers()))
     gate.opened.set()
-    eventually(lambda: workers.is_told("ready"))
+    until(lambda: workers.is_told("ready"))
 
 
 def test_a_failure_is_told_there_too() -> None:
@@ -87,12 +86,12 @@ def test_a_failure_is_told_there_too() -> None:
 def test_a_provider_that_fails_is_told_without_its_words() -> None:
     workers = Workers(provider := ScriptedProvider(STARTING))
     begin(workers.first)
-    eventually(lambda: workers.is_told("starting"))
+    until(lambda: workers.is_told("starting"))
     provider.script[:] = [ProviderError("http://admin:secret@10.0.0.1")]
-    eventually(lambda: workers.told()["detail"] != "")
+    until(lambda: workers.told()["detail"] != "")
     assert workers.told()["state"] == "starting"
     assert workers.told()["detail"] == "The function's state cannot be told at the moment."
-    eventually(lambda: workers.is_told("unknown"))  # the leader has given up: a request has to ask again
+    until(lambda: workers.is_told("unknown"))  # the leader has given up: a request has to ask again
     provider.script[:] = [UP]
     assert ask(workers.second, headers=BROWSER)[0] == "200 OK"
 
@@ -140,7 +139,7 @@ def test_without_a_store_that_can_be_used_nothing_is_known_and_a_request_helps()
     begin(door)
     assert state(door) == "starting"
     gate.opened.set()
-    eventually(lambda: state(door) == "ready")
+    until(lambda: state(door) == "ready")
 
 
 def test_invented_names_leave_nothing_in_the_store() -> None:

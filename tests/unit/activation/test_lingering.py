@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -11,23 +10,23 @@ from dataclasses import replace
 
 import pytest
 
-from scalezero_wsgi import Function, FunctionCache, FunctionScaler, NotAvailable, ReplicaStatus
+from scalezero_wsgi import FunctionCache, FunctionScaler, NotAvailable, ReplicaStatus
 from scalezero_wsgi.activation.activation import SLICE, UNWANTED_PAUSE
 from scalezero_wsgi.activation.function_cache import FunctionMeta
 from scalezero_wsgi.activation.scaler import LINGER, LINGER_LABEL
 from scalezero_wsgi.activation.single_flight import Flight
 from scalezero_wsgi.model import ClientGone
 from tests.support.clock import Clock, MovingClock
-from tests.support.fakes import STARTING, UP, ScriptedProvider
+from tests.support.fakes import HELLO, STARTING, UP, ScriptedProvider
+from tests.support.waiting import PATIENCE, until
 
-HELLO = Function("hello")
 LEFT_AT = 0.5
 AT_MOST = 1.25
 """What jitter makes of a pause."""
 
 
 class Bench:
-    """A scaler in simulated time whose leader runs in the caller's own thread; the request leaves early."""
+    """A scaler in simulated time; who asked for the start is interested for ``LEFT_AT`` seconds only."""
 
     def __init__(self, status: ReplicaStatus = STARTING, linger: float = LINGER) -> None:
         self.clock = Clock()
@@ -41,8 +40,6 @@ class Bench:
             clock=self.clock,
             sleep=self._sleep,
         )
-        self.flight: Flight[FunctionMeta] = Flight(0.0, 25.0 + LINGER)
-        self.flight.wanted_until = LEFT_AT
 
     def _answer(self) -> ReplicaStatus:
         self.asked.append(self.clock())
@@ -54,7 +51,14 @@ class Bench:
             self.at.pop(0)[1]()
 
     def wake(self) -> FunctionMeta:
-        return self.scaler.activate(HELLO, -math.inf, self.flight)
+        """Have the start begun, and wait for its end without being one of those who wait."""
+        flight = self.scaler.start(HELLO, LEFT_AT)
+        assert flight.wait(PATIENCE)
+        return flight.result()
+
+    def come(self, until: float) -> None:
+        """Be interested in the start from now on up to that moment."""
+        self.scaler.start(HELLO, until)
 
     def asked_since(self, since: float) -> list[float]:
         return [at for at in self.asked if at >= since]
@@ -94,7 +98,7 @@ def test_who_comes_then_does_not_wait_for_the_next_query() -> None:
     def come() -> None:
         came.append(bench.clock())
         bench.status = UP
-        bench.flight.waiters.add("somebody")
+        bench.come(until=40.0)
 
     bench.at.append((20.0, come))
     assert bench.wake().available
@@ -103,15 +107,14 @@ def test_who_comes_then_does_not_wait_for_the_next_query() -> None:
 
 def test_from_then_on_queries_are_as_close_as_ever() -> None:
     bench = Bench()
-    bench.at.append((20.0, lambda: bench.flight.waiters.add("somebody")))
-    bench.at.append((30.0, lambda: bench.flight.leave("somebody", bench.clock(), 0.0)))
+    bench.at.append((20.0, lambda: bench.come(until=30.0)))
     with pytest.raises(NotAvailable):
         bench.wake()
     wanted = [at for at in bench.asked if 21.0 <= at <= 30.0]
     assert len(wanted) >= 9
     unwanted = bench.asked_since(31.5)
     assert all(later - earlier >= UNWANTED_PAUSE for earlier, later in itertools.pairwise(unwanted))
-    assert bench.flight.until - AT_MOST <= bench.clock() <= bench.flight.until + AT_MOST * SLICE
+    assert 30.0 + LINGER <= bench.clock() <= 30.0 + LINGER + AT_MOST * SLICE
 
 
 def test_how_long_it_took_is_estimated_where_it_was_seen_late() -> None:
@@ -185,20 +188,23 @@ class TestWhoCounts:
         clock = MovingClock()
         labels = {LINGER_LABEL: "1h"}
         provider = ScriptedProvider(replace(STARTING, labels=labels))
-        scaler = FunctionScaler(provider, FunctionCache(0.25, clock=clock), clock=clock)
+        cache = FunctionCache(0.25, clock=clock)
+        scaler = FunctionScaler(provider, cache, clock=clock)
 
         def wait(flight: Flight[FunctionMeta]) -> bool:
-            until = time.monotonic() + 20
-            while scaler._cache.find(HELLO) is None and time.monotonic() < until:
-                time.sleep(0.001)
+            until(lambda: cache.find(HELLO))
             return False
 
         with pytest.raises(NotAvailable):
             scaler.ensure_available(HELLO, clock() + 25.0, wait=wait)
         clock.advance(1_000.0)
-        flight = scaler.flight(HELLO)
-        assert flight is not None
-        assert clock() < min(flight.until, flight.wanted_until + scaler._linger_of(HELLO))
+        asked = len(provider.queries)
+
+        def asked_again_and_again() -> bool:
+            clock.advance(UNWANTED_PAUSE)
+            return len(provider.queries) >= asked + 2
+
+        until(asked_again_and_again, pause=0.05)
 
     def test_who_comes_as_it_ends_for_want_of_anybody_begins_another(self) -> None:
         scaler = FunctionScaler(ScriptedProvider(UP), FunctionCache(0.25))
@@ -208,8 +214,11 @@ class TestWhoCounts:
             flights.append(flight)
             assert flight.wait(20)
             if len(flights) == 1:
-                flight._error = NotAvailable(HELLO, 60.0)
+                flight.lead(for_want_of_anybody)
             return True
+
+        def for_want_of_anybody(_: object) -> FunctionMeta:
+            raise NotAvailable(HELLO, 60.0)
 
         assert scaler.ensure_available(HELLO, time.monotonic() + 20.0, wait=wait).available
         assert len(flights) == 2

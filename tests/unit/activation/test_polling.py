@@ -22,13 +22,12 @@ from hypothesis import strategies as st
 from scalezero_wsgi import Function, FunctionCache, FunctionScaler, ReplicaStatus
 from scalezero_wsgi.activation.polling import LATE, LONGEST, expected_window, pause
 from scalezero_wsgi.activation.scaler import START_TIME_LABEL
-from scalezero_wsgi.activation.single_flight import Flight
 from scalezero_wsgi.activation.state import REMEMBERED
 from scalezero_wsgi.providers import CallbackProvider
 from tests.support.clock import Clock
-from tests.support.fakes import STARTING, UP, ZERO
+from tests.support.fakes import HELLO, STARTING, UP, ZERO
+from tests.support.waiting import PATIENCE
 
-HELLO = Function("hello")
 DURATIONS = (0.3, 1.0, 3.0, 10.0, 60.0)
 QUERY = 0.001
 """Seconds that the provider takes to answer."""
@@ -178,7 +177,7 @@ def test_the_end_of_a_start_is_seen_soon(duration: float) -> None:
             duration,
             8,
             seed,
-            lambda scaler: scaler.activate(HELLO, -math.inf, Flight(clock(), math.inf)),
+            lambda scaler: scaler.ensure_available(HELLO, math.inf),
             clock,
             clock.sleep,
         )
@@ -240,7 +239,7 @@ class TestWhatIsKnown:
         return scaler, engine, clock
 
     def wake(self, scaler: FunctionScaler, clock: Clock, function: Function = HELLO) -> None:
-        scaler.activate(function, -math.inf, Flight(clock(), math.inf))
+        scaler.ensure_available(function, math.inf)
         clock.advance(1.0)
 
     def test_nothing_tells_before_the_first_start(self) -> None:
@@ -249,15 +248,15 @@ class TestWhatIsKnown:
 
     def test_the_label_tells_before_the_first_start_and_not_after_it(self) -> None:
         scaler, _, clock = self.scene("40s")
-        scaler.query(HELLO, Flight(clock(), math.inf))
+        assert scaler.wait_for_refresh(HELLO, PATIENCE) is None
         assert scaler.expected_start(HELLO) == 40.0
         self.wake(scaler, clock)
         assert scaler.expected_start(HELLO) == scaler.last_starts(HELLO)[0] < 13.0
 
     @pytest.mark.parametrize("label", ["soon", "", "0"])
     def test_a_label_that_tells_no_duration_tells_nothing(self, label: str) -> None:
-        scaler, _, clock = self.scene(label)
-        scaler.query(HELLO, Flight(clock(), math.inf))
+        scaler, _, _ = self.scene(label)
+        assert scaler.wait_for_refresh(HELLO, PATIENCE) is None
         assert scaler.expected_start(HELLO) is None
 
     def test_a_label_spares_queries(self) -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 import signal
-import socket
 import threading
 import time
 from collections import Counter
@@ -30,54 +29,25 @@ from scalezero_wsgi import (
 from scalezero_wsgi.activation.function_cache import FunctionMeta
 from scalezero_wsgi.activation.request_queue import MAX_WAIT_LABEL, Caller, RequestQueue
 from scalezero_wsgi.activation.scaler import LATE, UNKNOWN_START
+from scalezero_wsgi.activation.single_flight import Flight
 from scalezero_wsgi.model import ClientGone, ProviderSilent, StillStarting, WorkerStopping
 from scalezero_wsgi.providers import Provider
-from scalezero_wsgi.servers.server import Server, this_server
+from scalezero_wsgi.servers.server import Server
 from scalezero_wsgi.web.negotiation import caller_of
 from tests.support.clock import MovingClock
-from tests.support.fakes import STARTING, UP, ZERO, FakeEngine, ScriptedProvider
+from tests.support.connection import Connection
+from tests.support.fakes import HELLO, STARTING, UP, ZERO, FakeEngine, Gate, ScriptedProvider
+from tests.support.waiting import PATIENCE, SOON, until
 
-HELLO = Function("hello")
 OTHER = Function("other")
-PATIENCE = 30.0
-"""Seconds after which a test that hangs fails."""
-
-SOON = 2.0
-"""Seconds that stand for "at once" beside waits of ``LONG``, however busy the machine is."""
-
 LONG = 20.0
+"""Seconds for which a request may wait, unless a test says otherwise."""
 
 NAVIGATION = {"HTTP_SEC_FETCH_MODE": "navigate"}
 
 Environ = dict[str, Any]
 NOTHING_MORE: Environ = {}
 Outcome = FunctionMeta | BaseException
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    """What this process's server has told; forgotten again after the test."""
-    server = this_server()
-    before = {name: getattr(server, name) for name in Server.__slots__}
-    yield server
-    for name, value in before.items():
-        setattr(server, name, value)
-
-
-class Gate:
-    """A provider whose functions start when the test opens it, with ``labels`` from the beginning."""
-
-    def __init__(self, **labels: str) -> None:
-        self.opened = threading.Event()
-        self.status = replace(STARTING, labels={key.replace("_", "."): text for key, text in labels.items()})
-        self.queries: list[Function] = []
-
-    def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
-        self.queries.append(Function(name, namespace))
-        return replace(self.status, available_replicas=1) if self.opened.is_set() else self.status
-
-    def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
-        raise NotImplementedError
 
 
 class Bench:
@@ -118,7 +88,7 @@ class Bench:
         """Have that many requests wait."""
         before = self.waiting.waiting()
         requests = [self.begin(function, prefer, environ) for _ in range(number)]
-        eventually(lambda: self.waiting.waiting() == before + number)
+        until(lambda: self.waiting.waiting() == before + number)
         return requests
 
     def assert_empty(self) -> None:
@@ -162,42 +132,11 @@ class Request:
         return self.ended - self.begun
 
 
-class Connection:
-    """A client's connection to a server, over TCP."""
-
-    def __init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self._client = socket.create_connection(listener.getsockname())
-            self._accepted, _ = listener.accept()
-        self.environ: Environ = {"gunicorn.socket": self._accepted}
-
-    def leave(self) -> None:
-        self._client.close()
-
-    def close(self) -> None:
-        self._client.close()
-        self._accepted.close()
-
-
-@pytest.fixture
-def connection() -> Iterator[Connection]:
-    connection = Connection()
-    yield connection
-    connection.close()
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.001)
-
-
 def woken(bench: Bench, gate: Gate) -> float:
     """Open the gate; when the function came up, by the bench's clock."""
-    eventually(lambda: bench.cache.find(HELLO))  # known to be unavailable: only then does it come up
+    until(lambda: bench.cache.find(HELLO))  # known to be unavailable: only then does it come up
     gate.opened.set()
-    eventually(lambda: (meta := bench.cache.find(HELLO)) and meta.state.came_up_at > 0)
+    until(lambda: (meta := bench.cache.find(HELLO)) and meta.state.came_up_at > 0)
     meta = bench.cache.find(HELLO)
     assert meta is not None
     return meta.state.came_up_at
@@ -292,7 +231,7 @@ class TestAdmission:
 
         functions = [HELLO, OTHER, Function("third"), Function("fourth")] * 25
         requests = [Request(lambda function=function: come(function)) for function in functions]  # type: ignore[misc]
-        eventually(lambda: sum(request.waits for request in requests) == 10)
+        until(lambda: sum(request.waits for request in requests) == 10)
         assert bench.waiting.waiting() == 10
         assert max(bench.waiting.by_function().values()) <= 4
         gate.opened.set()
@@ -309,22 +248,21 @@ class TestAdmission:
                 time.sleep(0.001)
                 return super().__hash__()
 
-        places = Bench(ScriptedProvider(UP)).waiting._slots.get()
+        gate = Gate()
+        bench = Bench(gate, max_waiting=20, max_waiting_per_function=10)
         together = threading.Barrier(30)
-        taken: list[bool] = []
 
-        def come() -> None:
+        def come() -> FunctionMeta:
             function = SlowFunction("hello")
             together.wait(PATIENCE)
-            taken.append(places.take(function, 20, 10))
+            return bench.hold(function)
 
-        threads = [threading.Thread(target=come) for _ in range(30)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(PATIENCE)
-        assert sorted(taken) == [False] * 20 + [True] * 10
-        assert (places.taken, places.by_function) == (10, {HELLO: 10})
+        requests = [Request(come) for _ in range(30)]
+        until(lambda: sum(request.waits for request in requests) == 10)
+        assert bench.waiting.by_function() == {HELLO: 10}
+        gate.opened.set()
+        assert kinds(requests) == {FunctionMeta: 10, TooManyWaiting: 20}
+        bench.assert_empty()
 
     def test_the_count_stays_right_while_requests_come_and_go(self) -> None:
         bench = Bench(ScriptedProvider(UP), max_waiting=3, max_waiting_per_function=2, cache_expiry=0)
@@ -413,24 +351,27 @@ def test_the_place_is_given_back_when_a_signal_ends_the_wait_as_gunicorns_sync_w
 
 
 class TestWithoutAPlace:
-    """All places are taken by requests for OTHER."""
+    """All places are taken by requests for OTHER, which never comes up."""
 
-    @staticmethod
-    def scene(*script: Any, **settings: Any) -> tuple[Bench, ScriptedProvider]:
-        provider = ScriptedProvider(*script)
-        get_replicas = provider.get_replicas
-        starting = threading.Event()
+    class BesideOther(ScriptedProvider):
+        def __init__(self, *script: Any) -> None:
+            super().__init__(*script)
+            self.asked_for_other = threading.Event()
 
-        def of_hello(name: str, namespace: str) -> ReplicaStatus:
+        def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
             if name == "other":
-                starting.set()
+                self.asked_for_other.set()
                 return STARTING
-            return get_replicas(name, namespace)
+            return super().get_replicas(name, namespace)
 
-        provider.get_replicas = of_hello  # type: ignore[method-assign]
+        def take_the_places(self, bench: Bench) -> None:
+            bench.fill(bench.settings.max_waiting or 0, OTHER)
+            assert self.asked_for_other.wait(PATIENCE)
+
+    def scene(self, *script: Any, **settings: Any) -> tuple[Bench, ScriptedProvider]:
+        provider = self.BesideOther(*script)
         bench = Bench(provider, **{"max_waiting": 1, "max_wait": 3.0, **settings})
-        bench.fill(1, OTHER)
-        assert starting.wait(PATIENCE)
+        provider.take_the_places(bench)
         return bench, provider
 
     def test_a_warm_function_is_served_though_its_entry_has_lapsed(self) -> None:
@@ -472,13 +413,12 @@ class TestWithoutAPlace:
                 return UP
 
             clock = MovingClock()
-            provider = ScriptedProvider(UP, slowly)
+            provider = self.BesideOther(UP, slowly)
             bench = Bench(provider, clock, max_waiting=2)
             bench.hold()
             clock.advance(60.0)
             if not places_are_free:
-                bench.waiting._slots.get().take(OTHER, 2, 2)
-                bench.waiting._slots.get().take(OTHER, 2, 2)
+                provider.take_the_places(bench)
             requests = [bench.begin() for _ in range(30)]
             assert asked.wait(PATIENCE)
             gate.set()
@@ -489,10 +429,11 @@ class TestWithoutAPlace:
         gate = threading.Event()
         for step in (lambda: UP if gate.wait(PATIENCE) else ZERO, ProviderError("down")):
             clock = MovingClock()
-            bench = Bench(ScriptedProvider(UP, step), clock, max_waiting=1)
+            provider = self.BesideOther(UP, step)
+            bench = Bench(provider, clock, max_waiting=1)
             bench.hold()
             clock.advance(60.0)
-            assert bench.waiting._slots.get().take(OTHER, 1, 1)
+            provider.take_the_places(bench)
             assert bench.hold().available
         gate.set()
 
@@ -530,7 +471,7 @@ class TestWithoutAPlace:
         with pytest.raises(StillStarting) as caught:
             bench.hold(prefer="respond-async")
         assert caught.value.wish == "respond-async"
-        eventually(lambda: (meta := bench.cache.find(HELLO)) and meta.available)
+        until(lambda: (meta := bench.cache.find(HELLO)) and meta.available)
         assert provider.sets == [(HELLO, 1)]
         assert bench.waiting.waiting() == bench.waiting.waiting(OTHER)
 
@@ -579,14 +520,14 @@ class TestDeadlines:
         bench = Bench(fleet)
         with pytest.raises(NotAvailable):
             bench.hold(prefer="wait=0")
-        eventually(lambda: (meta := bench.cache.find(HELLO)) and meta.available)
+        until(lambda: (meta := bench.cache.find(HELLO)) and meta.available)
         assert bench.hold(prefer="wait=1").available
 
     def test_a_label_that_becomes_known_late_counts_from_the_arrival(self) -> None:
         gate, clock = Gate(), MovingClock()
         bench = Bench(gate, clock, max_wait=100.0)
         (request,) = bench.fill(1)
-        eventually(lambda: gate.queries)
+        until(lambda: gate.queries)
         clock.advance(50.0)
         gate.status = replace(STARTING, labels={MAX_WAIT_LABEL: "40s"})
         assert type(request.outcome()) is NotAvailable
@@ -601,7 +542,7 @@ class TestDeadlines:
         bench = Bench(fleet, clock, max_wait=10.0)
         # One alone: a second one would know the label, and join with it.
         (request,) = bench.fill(1)
-        eventually(lambda: (flight := bench.scaler.flight(HELLO)) and flight.until > clock() + 500)
+        until(lambda: (flight := bench.scaler.flight(HELLO)) and flight.until > clock() + 500)
         clock.advance(200.0)
         time.sleep(0.3)  # the leader looks at its end
         assert request.waits
@@ -629,9 +570,9 @@ class TestRespondAsync:
         assert isinstance(outcome, StillStarting)
         assert (outcome.wish, outcome.function) == ("respond-async", HELLO)
         assert request.taken < SOON
-        eventually(lambda: fleet.sets)
+        until(lambda: fleet.sets)
         clock.advance(20.0)
-        eventually(lambda: (meta := bench.cache.find(HELLO)) and meta.available)
+        until(lambda: (meta := bench.cache.find(HELLO)) and meta.available)
         assert bench.hold(prefer="respond-async").available
         assert fleet.sets == [(HELLO, 1)]
 
@@ -785,18 +726,16 @@ class TestAProviderThatDoesNotAnswer:
         with pytest.raises(ProviderError, match="403: no"):
             bench.hold()
 
-    def test_a_trouble_that_passes_while_it_is_looked_at_does_no_harm(self) -> None:
+    def test_a_trouble_that_passes_while_it_is_looked_at_does_no_harm(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """The leader clears its flight's trouble in another thread, at any moment."""
-
-        class Flickering:
-            @property
-            def trouble(self) -> ProviderError | None:
-                self.looks = getattr(self, "looks", 0) + 1
-                return ProviderError("down") if self.looks == 1 else None
-
-        scaler = Bench(ScriptedProvider(UP)).scaler
-        error = scaler._give_up(HELLO, Flickering(), 0.0)  # type: ignore[arg-type]
-        assert type(error) is ProviderError
+        looks = iter([ProviderError("down")])
+        trouble = property(lambda _: next(looks, None), lambda _, error: None)
+        monkeypatch.setattr(Flight, "trouble", trouble)
+        scaler = Bench(Gate()).scaler
+        with pytest.raises(ProviderError, match="down"):
+            scaler.ensure_available(HELLO, time.monotonic() + LONG, wait=lambda _: False)
 
 
 class TestRetryAfter:
@@ -808,15 +747,15 @@ class TestRetryAfter:
         fleet = FakeEngine(clock, delay=1000.0)
         bench = Bench(fleet, clock, max_wait=500.0, max_waiting=1)
         for seconds in starts:
-            fleet._delay = seconds
+            fleet.delay = seconds
             (request,) = bench.fill(1)
-            eventually(lambda: fleet.sets)
+            until(lambda: fleet.sets)
             clock.advance(seconds)
             assert served(request.outcome())
             fleet.set_replicas("hello", "", 0)
             fleet.sets.clear()
             clock.advance(1.0)
-        fleet._delay = 1000.0
+        fleet.delay = 1000.0
         return bench, clock, fleet
 
     def left(self, bench: Bench, prefer: str = "wait=0") -> float:
@@ -922,7 +861,7 @@ class TestLookingUp:
         gate = Gate()
         bench = Bench(gate)
         (request,) = bench.fill(1)
-        eventually(lambda: len(beats) > 3)
+        until(lambda: len(beats) > 3)
         gate.opened.set()
         assert served(request.outcome())
         assert max(later - sooner for sooner, later in pairwise(beats)) < 1.0
@@ -989,7 +928,7 @@ class TestLookingUp:
         assert looking() == 1
         gate.opened.set()
         assert kinds(requests) == {FunctionMeta: 20}
-        eventually(lambda: not looking())
+        until(lambda: not looking())
 
 
 def test_who_waits_no_time_is_not_served_for_a_provider_that_has_not_answered_yet() -> None:
@@ -1091,7 +1030,7 @@ class TestReleaseRate:
         bench = Bench(gate, release_rate=0.1, max_wait=60.0)
         requests = bench.fill(3, environ=connection.environ)
         woken(bench, gate)
-        eventually(lambda: sum(request.waits for request in requests) == 2)
+        until(lambda: sum(request.waits for request in requests) == 2)
         connection.leave()
         assert kinds(requests) == {FunctionMeta: 1, ClientGone: 2}
         bench.assert_empty()
@@ -1103,7 +1042,7 @@ class TestReleaseRate:
         bench = Bench(gate, release_rate=0.1, max_wait=60.0)
         requests = bench.fill(3)
         woken(bench, gate)
-        eventually(lambda: sum(request.waits for request in requests) == 2)
+        until(lambda: sum(request.waits for request in requests) == 2)
         stopping.set()
         assert kinds(requests) == {FunctionMeta: 1, WorkerStopping: 2}
         bench.assert_empty()

@@ -21,19 +21,18 @@ from scalezero_wsgi import (
 )
 from scalezero_wsgi.activation.activation import PROVIDER_PATIENCE
 from scalezero_wsgi.activation.function_cache import FunctionMeta
-from scalezero_wsgi.activation.single_flight import Flight
 from scalezero_wsgi.activation.state import SETTLE, STABLE
 from scalezero_wsgi.events import Event, FunctionReady, ProviderFailed, Reporter, ScaleRequested, StartFailed
 from scalezero_wsgi.providers import Provider
 from tests.support.clock import Clock
-from tests.support.fakes import STARTING, UP, ZERO, FakeEngine, ScriptedProvider
+from tests.support.fakes import HELLO, STARTING, UP, ZERO, FakeEngine, ScriptedProvider
+from tests.support.waiting import PATIENCE, ended_threads
 
-HELLO = Function("hello")
 BROKEN = ProviderError("http://10.0.0.1 said 500")
 
 
 class Bench:
-    """A scaler on a fake clock whose leader runs in the caller's own thread."""
+    """A scaler on a fake clock, which only its leader moves while a test waits for it."""
 
     def __init__(self, provider: Provider, jitter: float = 0.5) -> None:
         self.clock = Clock()
@@ -47,10 +46,11 @@ class Bench:
             clock=self.clock,
             sleep=self.clock.sleep,
             jitter=lambda: jitter,
+            linger=0.0,
         )
 
     def wake(self, until: float = 60.0) -> FunctionMeta:
-        return self.scaler.activate(HELLO, -math.inf, Flight(self.clock(), self.clock() + until))
+        return self.scaler.ensure_available(HELLO, self.clock() + until)
 
     def of(self, kind: type[Event]) -> list[Event]:
         return [event for event in self.events if isinstance(event, kind)]
@@ -136,13 +136,12 @@ def test_a_count_that_never_shows_is_set_again_after_a_while() -> None:
 
 def test_polls_of_a_first_start_are_a_part_of_what_has_passed() -> None:
     times: list[float] = []
-    bench = Bench(ScriptedProvider(STARTING))
 
     def poll() -> ReplicaStatus:
         times.append(bench.clock())
         return STARTING
 
-    bench.scaler._context = bench.scaler._context._replace(provider=ScriptedProvider(poll))
+    bench = Bench(ScriptedProvider(poll))
     with pytest.raises(NotAvailable):
         bench.wake(until=10)
     gaps = [round(later - earlier, 6) for earlier, later in itertools.pairwise(times)]
@@ -252,7 +251,7 @@ def test_a_refresh_that_meets_a_failure_ends_what_was_known() -> None:
     provider = ScriptedProvider(UP, FunctionFailed(HELLO, "no"))
     bench = Bench(provider)
     bench.wake()
-    bench.scaler.query(HELLO, Flight(0.0, 60.0))
+    assert bench.scaler.wait_for_refresh(HELLO, PATIENCE) is None
     status, _ = bench.cache.get("hello")
     assert (status.available_replicas, status.failure) == (0, "no")
     assert bench.of(ProviderFailed) == []
@@ -308,9 +307,8 @@ class TestFailedStarts:
         assert len(provider.queries) == asked
 
     def test_one_start_for_each_step_of_the_back_off_which_doubles(self) -> None:
-        bench = Bench(ScriptedProvider(ZERO))
         provider = ScriptedProvider(lambda: self.CRASHED)
-        bench.scaler._context = bench.scaler._context._replace(provider=provider)
+        bench = Bench(provider)
         steps: list[float] = []
         for _ in range(9):
             with pytest.raises(FunctionFailed) as caught:
@@ -400,36 +398,29 @@ class TestAProviderThatWatches:
 
 
 class TestRefresh:
-    @staticmethod
-    def settle(scaler: FunctionScaler) -> None:
-        until = time.monotonic() + 5
-        while scaler._refreshes.under_way(HELLO):
-            assert time.monotonic() < until
-            time.sleep(0.001)
-
     def test_it_renews_the_entry_behind_the_request(self) -> None:
         provider = ScriptedProvider(UP)
         bench = Bench(provider)
-        bench.scaler.refresh(HELLO)
-        self.settle(bench.scaler)
+        with ended_threads():
+            bench.scaler.refresh(HELLO)
         assert bench.cache.get("hello") == (UP, True)
 
     def test_only_one_runs_at_a_time(self) -> None:
         gate = threading.Event()
-        provider = ScriptedProvider(lambda: UP if gate.wait(5) else ZERO)
+        provider = ScriptedProvider(lambda: UP if gate.wait(PATIENCE) else ZERO)
         bench = Bench(provider)
-        for _ in range(10):
-            bench.scaler.refresh(HELLO)
-        gate.set()
-        self.settle(bench.scaler)
+        with ended_threads():
+            for _ in range(10):
+                bench.scaler.refresh(HELLO)
+            gate.set()
         assert len(provider.queries) == 1
 
     def test_one_that_finds_zero_makes_the_function_cold(self) -> None:
         bench = Bench(ScriptedProvider(ZERO))
         bench.cache.set("hello", UP)
         bench.clock.advance(1)
-        bench.scaler.refresh(HELLO)
-        self.settle(bench.scaler)
+        with ended_threads():
+            bench.scaler.refresh(HELLO)
         meta = bench.cache.find(HELLO)
         assert meta is not None
         assert not meta.available
@@ -437,8 +428,8 @@ class TestRefresh:
     def test_one_that_finds_nothing_forgets_the_function(self) -> None:
         bench = Bench(ScriptedProvider(FunctionNotFound("hello")))
         bench.cache.set("hello", UP)
-        bench.scaler.refresh(HELLO)
-        self.settle(bench.scaler)
+        with ended_threads():
+            bench.scaler.refresh(HELLO)
         assert not bench.cache.get("hello")[1]
         assert bench.cache.is_missing(HELLO)
 
@@ -446,12 +437,12 @@ class TestRefresh:
         provider = ScriptedProvider(BROKEN)
         bench = Bench(provider)
         for _ in range(5):
-            bench.scaler.refresh(HELLO)
-            self.settle(bench.scaler)
+            with ended_threads():
+                bench.scaler.refresh(HELLO)
         assert len(provider.queries) == 1
         bench.clock.advance(1)
-        bench.scaler.refresh(HELLO)
-        self.settle(bench.scaler)
+        with ended_threads():
+            bench.scaler.refresh(HELLO)
         assert len(provider.queries) == 2
 
 
