@@ -119,6 +119,7 @@ class Refresh:
         try:
             if seen is None or watching is None:
                 status = self._call(self._context.provider.get_replicas, *self._function)
+                self._state.answered_in = self._clock() - asked_at
             else:
                 status = self._call(watching.wait_for_change, *self._function, seen, WATCH)
                 asked_at = self._clock() if status != seen else asked_at

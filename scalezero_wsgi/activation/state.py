@@ -65,13 +65,23 @@ class FunctionState:
     :ivar refuted_at: when the answer was asked for that the application found wrong last.
     :ivar confirmed_at: when the provider last stood by "available" although the entry had been suspect.
     :ivar durations: how long the last starts took, in seconds, the latest last.
+    :ivar answered_in: how long the provider took for its last answer to this worker, in seconds.
     :ivar outage: since when the provider fails for the function; see :mod:`.outages`.
     :ivar release_at: when the last of those who waited for a start was given its turn.
     :ivar page_asked_at: when a waking page last asked here after a start in another worker.
     """
 
     __slots__ = (
-        *("confirmed_at", "durations", "failure", "function", "in_flight", "last_used", "meta"),
+        *(
+            "answered_in",
+            "confirmed_at",
+            "durations",
+            "failure",
+            "function",
+            "in_flight",
+            "last_used",
+            "meta",
+        ),
         *("missing_at", "outage", "page_asked_at", "refuted_at", "release_at", "start"),
     )
 
@@ -84,6 +94,7 @@ class FunctionState:
         self.start: LastStart | None = None
         self.failure: LastFailure | None = None
         self.durations: tuple[float, ...] = ()
+        self.answered_in = float("inf")
         self.outage: Outage | None = None
 
     def forget(self) -> None:

@@ -253,6 +253,32 @@ class TestStaleEntries:
         assert [type(event) for event in events if isinstance(event, OutageBegan)] == [OutageBegan]
         gate.set()
 
+    def test_nor_does_one_wait_that_dies_in_the_first_second_of_its_providers_silence(self) -> None:
+        """Of an outage nothing is known then; but the provider has always answered at once."""
+        clock, gate = MovingClock(), threading.Event()
+        provider = ScriptedProvider(UP, lambda: UP if gate.wait(10) else ZERO)
+        door = ScaleZeroMiddleware(App("200 OK", "503 Service Unavailable"), provider, clock=clock)
+        ask(door)
+        clock.advance(0.5)
+        for expected in ("503 Service Unavailable", "502 BAD GATEWAY"):
+            begun = time.monotonic()
+            assert ask(door)[0] == expected
+            assert time.monotonic() - begun < 1.5
+        gate.set()
+
+    def test_but_a_provider_that_is_slow_as_ever_is_waited_for(self) -> None:
+        def slowly() -> ReplicaStatus:
+            time.sleep(1.2)
+            return UP
+
+        clock = MovingClock()
+        provider = ScriptedProvider(slowly, slowly, slowly)
+        door = ScaleZeroMiddleware(App("200 OK", "503 Service Unavailable", "200 OK"), provider, clock=clock)
+        ask(door)
+        clock.advance(0.5)
+        assert ask(door)[0] == "503 Service Unavailable"  # the provider stands by its answer
+        assert ask(door)[0] == "200 OK"
+
     def test_nor_is_one_waited_for_that_the_app_cannot_reach_then(self) -> None:
         clock, gate = MovingClock(), threading.Event()
         provider = ScriptedProvider(UP, lambda: UP if gate.wait(10) else ZERO)
