@@ -22,7 +22,8 @@ from enum import Enum
 
 from .._lib.backoff import backoff_step, growing
 from ..coordination.base import ProviderFault, SharedStatus
-from ..coordination.peers import BEAT, Leadership
+from ..coordination.heartbeat import BEAT
+from ..coordination.leadership import Leadership
 from ..events import FunctionReady, ProviderFailed, ScaleRequested, StartFailed
 from ..model import Function, FunctionFailed, NotAvailable, ProviderError, ProviderSilent, ReplicaStatus
 from . import polling

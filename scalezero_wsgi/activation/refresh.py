@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from ..coordination.base import ProviderFault, SharedStatus
-from ..coordination.peers import Leadership, Peers
+from ..coordination.leadership import Leadership
+from ..coordination.peers import Peers
 from ..events import ProviderFailed, Reporter
 from ..model import (
     Function,

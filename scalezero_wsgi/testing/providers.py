@@ -179,7 +179,7 @@ def asked_by_workers(
         for thread in threads:
             thread.join()
         for peers in fleets:
-            peers._worker.get()._stop()
+            peers.close()
 
 
 def _is_at_zero(status: ReplicaStatus) -> bool:

@@ -29,8 +29,9 @@ from scalezero_wsgi.activation.single_flight import Flight
 from scalezero_wsgi.activation.state import FunctionState
 from scalezero_wsgi.coordination import CoordinationError
 from scalezero_wsgi.coordination.base import Changes, Lease, SharedStatus, WorkerReport
+from scalezero_wsgi.coordination.heartbeat import BEAT
 from scalezero_wsgi.coordination.memory import MemoryCoordination
-from scalezero_wsgi.coordination.peers import BEAT, Peers
+from scalezero_wsgi.coordination.peers import Peers
 from scalezero_wsgi.events import Event, Reporter
 from tests.support.clock import Clock
 from tests.support.fakes import STARTING, UP, ZERO

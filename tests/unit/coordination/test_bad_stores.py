@@ -14,8 +14,10 @@ import pytest
 from scalezero_wsgi import Function, NotAvailable, ReplicaStatus, SettingError
 from scalezero_wsgi.coordination import CoordinationError, default
 from scalezero_wsgi.coordination.base import Changes, Lease, SharedStatus, WorkerReport
+from scalezero_wsgi.coordination.heartbeat import BEAT
+from scalezero_wsgi.coordination.leadership import Leadership
 from scalezero_wsgi.coordination.memory import MemoryCoordination
-from scalezero_wsgi.coordination.peers import BEAT, LOOK_EVERY, Leadership, Peers
+from scalezero_wsgi.coordination.peers import LOOK_EVERY, Peers
 from scalezero_wsgi.coordination.redis import RedisCoordination
 from scalezero_wsgi.events import CoordinationLost, CoordinationRestored, Event, Reporter
 from tests.servers.harness import until
@@ -84,7 +86,7 @@ def test_a_leader_that_loses_each_lease_at_once_does_not_spin() -> None:
     with pytest.raises(NotAvailable):
         peers.run_once(HELLO, lambda: until, nothing, lead)
     assert 2 <= len(leads) <= 12
-    assert not peers.leads
+    assert not peers.leaderships
 
 
 def test_a_store_that_takes_reports_only_does_not_come_and_go_for_ever() -> None:
@@ -150,7 +152,7 @@ def test_a_subscription_that_cannot_be_ended_fails_nothing_and_keeps_no_lead() -
     assert other is not None
     until = time.monotonic() + 10.0
     assert peers.run_once(HELLO, lambda: until, nothing, lambda lead: "led") == "led"
-    assert not peers.leads
+    assert not peers.leaderships
 
 
 @pytest.mark.parametrize("prefix", ["a{b}", "{", "}", ""])

@@ -13,8 +13,9 @@ import pytest
 from scalezero_wsgi import Function
 from scalezero_wsgi.coordination import make_coordination
 from scalezero_wsgi.coordination.base import Changes, Coordination, SharedStatus
+from scalezero_wsgi.coordination.leadership import Leadership
 from scalezero_wsgi.coordination.memory import MemoryCoordination
-from scalezero_wsgi.coordination.peers import Leadership, Peers
+from scalezero_wsgi.coordination.peers import Peers
 from scalezero_wsgi.events import Reporter
 from tests.unit.coordination.stores import HELLO, UP, held
 
@@ -51,7 +52,7 @@ def check_following(leads: Coordination, follows: Coordination, monkeypatch: pyt
     assert subscribed.wait(20)
     assert leads.publish(lease, UP)
     follower.join(LOOK_EVERY / 3)
-    peers._worker.get()._stop()  # or its heart would go on reporting to this store
+    peers.close()  # or its heart would go on reporting to this store
     assert outcomes == [UP.name]
 
 

@@ -21,18 +21,10 @@ from scalezero_wsgi.coordination.base import (
     SharedStatus,
     WorkerReport,
 )
+from scalezero_wsgi.coordination.heartbeat import BEAT, ROW
+from scalezero_wsgi.coordination.leadership import ACT, LEASE, RETELL, Leadership, LeadershipLost
 from scalezero_wsgi.coordination.memory import MemoryCoordination
-from scalezero_wsgi.coordination.peers import (
-    ACT,
-    BEAT,
-    LEASE,
-    LOOK_EVERY,
-    RETELL,
-    ROW,
-    Leadership,
-    LeadershipLost,
-    Peers,
-)
+from scalezero_wsgi.coordination.peers import LOOK_EVERY, Peers
 from scalezero_wsgi.coordination.sqlite import SQLiteCoordination
 from scalezero_wsgi.events import CoordinationLost, CoordinationRestored, Event, Reporter
 from tests.support.clock import Clock
@@ -168,12 +160,12 @@ class TestLeading:
     def test_the_first_leads_and_gives_the_lease_back(self, bench: Bench) -> None:
         def lead(lead: Leadership) -> str:
             assert bench.is_led()
-            assert bench.peers.leads == {lead}
+            assert bench.peers.leaderships == {lead}
             return "led"
 
         assert bench.peers.run_once(HELLO, never, nothing, lead) == "led"
         assert not bench.is_led()
-        assert not bench.peers.leads
+        assert not bench.peers.leaderships
 
     @pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
     def test_it_is_given_back_however_the_flight_ends(self, bench: Bench, error: type[BaseException]) -> None:
@@ -183,7 +175,7 @@ class TestLeading:
         with pytest.raises(error):
             bench.peers.run_once(HELLO, never, nothing, lead)
         assert not bench.is_led()
-        assert not bench.peers.leads
+        assert not bench.peers.leaderships
 
     def test_without_a_store_everyone_leads(self) -> None:
         peers = Peers(None, Reporter(), row=WorkerReport)
@@ -193,7 +185,7 @@ class TestLeading:
             lead.publish(READY)
             lead.confirm()
             lead.keep()
-            assert not peers.leads
+            assert not peers.leaderships
             return peers.run_once(HELLO, never, nothing, lambda inner: "twice")
 
         assert peers.run_once(HELLO, never, nothing, lead) == "twice"
@@ -273,7 +265,7 @@ class TestLeading:
 
         assert bench.peers.run_once(HELLO, never, nothing, lead) == "led"
         assert len(set(leads)) == 3
-        assert not bench.peers.leads
+        assert not bench.peers.leaderships
 
     def test_who_lost_the_lead_takes_what_the_next_leader_tells(self, bench: Bench) -> None:
         def lead(lead: Leadership) -> str:
@@ -332,7 +324,7 @@ class TestFollowing:
         with pytest.raises(SystemExit):
             bench.run_once(fail)
         assert not bench.is_led()
-        assert not bench.peers.leads
+        assert not bench.peers.leaderships
 
     def test_a_lease_that_lapses_without_a_word_is_taken_within_a_look(self, bench: Bench) -> None:
         assert bench.memory.acquire(HELLO, "dead", LEASE) is not None
@@ -475,7 +467,7 @@ class TestHeart:
         with caplog.at_level(logging.ERROR, "scalezero_wsgi"):
             clockwork.peers(row).run_once(HELLO, never, nothing, lambda lead: "led")
             clockwork.wait_for(lambda: len(clockwork.store.workers()) == 1)
-        assert "a beat failed" in caplog.text
+        assert "a heartbeat failed" in caplog.text
 
     def test_where_no_thread_can_be_started_the_next_flight_tries_again(
         self, clockwork: Clockwork, monkeypatch: pytest.MonkeyPatch
@@ -495,7 +487,7 @@ class TestHeart:
         peers = clockwork.peers()
         lead = peers._join(HELLO, never, nothing)
         clockwork.wait_for(lambda: len(clockwork.store.workers()) == 1)
-        peers._worker.get()._stop()
+        peers.close()
         assert clockwork.hearts() == 0
         assert clockwork.store.workers() == []
         assert clockwork.store.acquire(HELLO, "next", LEASE) is not None
@@ -516,9 +508,9 @@ class TestHeart:
                 try:
                     peers.run_once(Function("other"), never, nothing, lambda lead: "led")
                     clockwork.wait_for(lambda: len(store.workers()) == 2)
-                    assert not peers.leads
-                    parent._stop()
-                    peers._worker.get()._stop()
+                    assert not peers.leaderships
+                    parent.stop()
+                    peers.close()
                     code = 0
                 finally:
                     os._exit(code)
@@ -596,5 +588,5 @@ def clockwork() -> Iterator[Clockwork]:
     clockwork = Clockwork()
     yield clockwork
     for peers in clockwork.fleets:
-        peers._worker.get()._stop()
+        peers.close()
     assert clockwork.hearts() == 0

@@ -24,7 +24,8 @@ import pytest
 from scalezero_wsgi import Function, ReplicaStatus
 from scalezero_wsgi.coordination import make_coordination
 from scalezero_wsgi.coordination.base import SharedStatus
-from scalezero_wsgi.coordination.peers import BEAT, LEASE
+from scalezero_wsgi.coordination.heartbeat import BEAT
+from scalezero_wsgi.coordination.leadership import LEASE
 from tests.servers.harness import ROOT, until
 from tests.unit.coordination.crowd import ASKED, SETTING, STARTING, ZERO, Setup, Site, command
 from tests.unit.coordination.test_redis import Server

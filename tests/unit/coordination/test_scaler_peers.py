@@ -19,7 +19,8 @@ from scalezero_wsgi.activation.single_flight import Flight
 from scalezero_wsgi.activation.state import SETTLE, STABLE
 from scalezero_wsgi.coordination import CoordinationError
 from scalezero_wsgi.coordination.base import Failure, ProviderFault, SharedStatus, Start
-from scalezero_wsgi.coordination.peers import BEAT, LEASE, RETELL
+from scalezero_wsgi.coordination.heartbeat import BEAT
+from scalezero_wsgi.coordination.leadership import LEASE, RETELL
 from scalezero_wsgi.events import (
     CoordinationLost,
     CoordinationRestored,
@@ -804,7 +805,7 @@ class TestHowLongStartsTake:
         world.crash(first)
         queries = world.provider.queries
         second.wake()
-        world.until(lambda: bool(second.peers.leads))
+        world.until(lambda: bool(second.peers.leaderships))
         assert second.scaler.last_starts(HELLO) == known
         world.pass_time(2.5)
         assert world.provider.queries - queries < 10  # it need not ask often yet

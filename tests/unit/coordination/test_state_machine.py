@@ -13,7 +13,8 @@ from scalezero_wsgi import ProviderError
 from scalezero_wsgi.activation.activation import PROVIDER_PATIENCE, SLICE
 from scalezero_wsgi.activation.refresh import FOLLOW
 from scalezero_wsgi.activation.state import SETTLE
-from scalezero_wsgi.coordination.peers import BEAT, LEASE
+from scalezero_wsgi.coordination.heartbeat import BEAT
+from scalezero_wsgi.coordination.leadership import LEASE
 from scalezero_wsgi.events import ScaleRequested
 from tests.unit.coordination.simulation import FOREVER, Simulation, Task, Worker
 
@@ -160,7 +161,7 @@ class Stormy(Calm):
 
     @rule(index=WORKERS)
     def the_leader_dies(self, index: int) -> None:
-        leaders = [worker for worker in self.world.workers if worker.peers.leads]
+        leaders = [worker for worker in self.world.workers if worker.peers.leaderships]
         if leaders:
             self.a_worker_dies(self.world.workers.index(leaders[index % len(leaders)]))
 
@@ -171,7 +172,9 @@ class Stormy(Calm):
 
     @rule(index=WORKERS, call=st.sampled_from(["", "renew", "publish"]), seconds=st.sampled_from([0.01, 0.5]))
     def the_leader_hangs_for_longer_than_its_lease(self, index: int, call: str, seconds: float) -> None:
-        leads = [task for task in self.world.runnable() if task.worker.peers.leads and task.name == "wake"]
+        leads = [
+            task for task in self.world.runnable() if task.worker.peers.leaderships and task.name == "wake"
+        ]
         if leads:
             task = leads[index % len(leads)]
             for _ in range(20):

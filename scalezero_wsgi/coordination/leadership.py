@@ -1,0 +1,129 @@
+"""The right to lead a function's flight, as a lease in the store."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..model import Function
+from .base import Lease, SharedStatus
+
+if TYPE_CHECKING:
+    from .peers import Peers
+
+LEASE = 2.0
+"""Seconds after which a leader that says nothing is replaced."""
+
+ACT = 120.0
+"""Seconds after which a call that changes something counts as hanging."""
+
+RETELL = 1.0
+"""Seconds after which a leader publishes again what has not changed."""
+
+
+class LeadershipLost(Exception):
+    """Another worker leads by now, or may: look again."""
+
+
+class Leadership:
+    """The right to lead one flight, until the block of ``with`` ends.
+
+    :param lease: ``None``: the flight is not coordinated, since there is no store, or none that can be used.
+    :param deadline: returns the monotonic seconds up to which the lease is kept: a leader that takes longer
+        hangs.
+    """
+
+    def __init__(self, peers: Peers, lease: Lease | None, deadline: Callable[[], float]) -> None:
+        self._peers = peers
+        self._lease = lease
+        self._deadline = deadline
+        self._deposed = False
+        self._acting_until = float("-inf")
+        self._published = 0
+        self._published_at = float("-inf")
+        if lease is not None:
+            peers.leaderships.add(self)
+
+    def __enter__(self) -> Leadership:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def publish(self, known: SharedStatus, *, is_update: bool = True) -> None:
+        """Tell the other workers; what a deposed leader publishes is refused.
+
+        :param is_update: ``False``: nothing has changed, so it is published again only now and then.
+        """
+        lease, now = self._lease, self._peers.clock()
+        if lease is None or not (is_update or now >= self._published_at + RETELL):
+            return
+        self._published += 1
+        self._published_at = now
+        named = replace(known, name=f"{lease.token}.{self._published}")
+        self._note(self._peers.attempt(lambda store: store.publish(lease, named)))
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another worker leads, as far as was noticed: what was published last was refused."""
+        return self._deposed
+
+    def check(self) -> None:
+        """Check that it makes sense to go on.
+
+        :raises LeadershipLost: it does not.
+        """
+        if self._deposed or (self._lease is None and self._peers.joined):
+            raise LeadershipLost
+
+    def confirm(self) -> None:
+        """Renew the lease right before something is done that must be done once.
+
+        A process that is stopped after this, for longer than its lease, does it late all the same: nothing
+        but the provider itself could prevent that.
+
+        :raises LeadershipLost: it must not be done.
+        """
+        self.renew()
+        self.check()
+
+    def keep(self) -> None:
+        """Keep the lease, unless its holder hangs."""
+        if self._peers.clock() <= max(self._deadline(), self._acting_until):
+            self.renew()
+
+    @contextlib.contextmanager
+    def acting(self) -> Iterator[None]:
+        """Keep the lease for the length of a call that changes something, whoever still wants its outcome:
+        another worker would make the same call beside it."""
+        self._acting_until = self._peers.clock() + ACT
+        try:
+            yield
+        finally:
+            self._acting_until = float("-inf")
+
+    def renew(self) -> None:
+        """Make the lease last from now on."""
+        if self._lease is not None:
+            lease = self._lease
+            self._note(self._peers.attempt(lambda store: store.renew(lease, LEASE)))
+
+    def others_wait(self, function: Function) -> bool:
+        """Return whether requests of other workers wait for the function, as they last reported; ``False``
+        if the store fails."""
+        if self._lease is None:
+            return False
+        return self._peers.others_wait(function)
+
+    def end(self) -> None:
+        """Give it back."""
+        if self._lease is not None:
+            lease = self._lease
+            self._peers.leaderships.discard(self)
+            self._peers.attempt(lambda store: store.release(lease))
+
+    def _note(self, taken: bool | None) -> None:
+        if taken is False:  # None: the store cannot be used; then nobody else leads through it
+            self._deposed = True
