@@ -126,7 +126,7 @@ class Peers:
         """Return what the workers share of a function, and report what this one does from then on."""
         known = self.attempt(lambda store: store.known(function))
         if known is not None:
-            self._worker.get().start()
+            self._start_heartbeat()
         return known
 
     def others_wait(self, function: Function) -> bool:
@@ -167,13 +167,16 @@ class Peers:
     ) -> Leadership | T:
         if self._store is None:
             return Leadership(self, None, deadline)
-        self._worker.get().start()
+        self._start_heartbeat()
         if self._lost:
             return Leadership(self, None, deadline)
         try:
             return _Search(self, self._store, function, deadline, on_update).run()
         except CoordinationError:
             return Leadership(self, None, deadline)
+
+    def _start_heartbeat(self) -> None:
+        self._worker.get().start()
 
     def _switch(self, lost: bool, switches: int, event: Event) -> None:
         """Note that the store is lost, or found.
