@@ -13,27 +13,22 @@ import fcntl
 import logging
 import os
 import sqlite3
-import stat
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from .._lib.per_process import PerProcess
-from ..model import Function, SettingError
-from .base import Changes, CoordinationError, Lease, SharedStatus, WorkerReport
+from ..model import Function
+from .base import Changes, Lease, SharedStatus, WorkerReport
 from .codec import pack, pack_row, unpack, unpack_row
+from .sqlite_file import check_private, errors, is_busy, is_full, is_useless, prepare, reuse_log, rows
 
 T = TypeVar("T")
 
 logger = logging.getLogger("scalezero_wsgi")
-
-APPLICATION = 0x73630000
-"""Tells our files from other programs' (``PRAGMA application_id``)."""
-
-VERSION = 1
 
 BUSY = 0.5
 """Seconds for which other processes may keep the file to themselves before it counts as out of order. To take
@@ -45,23 +40,7 @@ ROOM_TRIES = 10
 LOOK_EVERY = 0.004
 """Seconds between two looks for a change."""
 
-_SCHEMA = (
-    "CREATE TABLE boot (id TEXT NOT NULL, token INTEGER NOT NULL)",
-    "CREATE TABLE leases (name TEXT, namespace TEXT, token INTEGER NOT NULL, expires REAL NOT NULL,"
-    " PRIMARY KEY (name, namespace)) WITHOUT ROWID",
-    "CREATE TABLE known (name TEXT, namespace TEXT, told REAL NOT NULL, expires REAL NOT NULL,"
-    " record TEXT NOT NULL, PRIMARY KEY (name, namespace)) WITHOUT ROWID",
-    "CREATE TABLE workers (worker TEXT PRIMARY KEY, expires REAL NOT NULL, record TEXT NOT NULL)"
-    " WITHOUT ROWID",
-    "CREATE INDEX lapsed ON leases (expires)",
-    "CREATE INDEX forgotten ON known (expires)",
-)
-
 _HELD = "FROM leases WHERE name = ? AND namespace = ? AND token = ? AND expires > ?"
-
-
-class _OldFile(sqlite3.DatabaseError):
-    pass
 
 
 class _Process:
@@ -155,7 +134,7 @@ class SQLiteCoordination:
         self._path = Path(path).absolute()
         self._clock = clock
         self._process: PerProcess[_Process] = PerProcess(_Process)
-        _check_private(self._path, os.geteuid() if owner is None else owner)
+        check_private(self._path, os.geteuid() if owner is None else owner)
 
     def acquire(self, function: Function, worker: str, ttl: float) -> Lease | None:
         """See :class:`~scalezero_wsgi.coordination.base.Coordination`, as for all methods."""
@@ -163,11 +142,11 @@ class SQLiteCoordination:
         def take(connection: sqlite3.Connection) -> Lease | None:
             now = self._clock()
             held = "SELECT 1 FROM leases WHERE name = ? AND namespace = ? AND expires > ?"
-            if _rows(connection, held, *function, now):
+            if rows(connection, held, *function, now):
                 return None
             # With the time in it a token does not come again in a new file, when this one was deleted.
             connection.execute("UPDATE boot SET token = max(token + 1, ?)", (int(now * 1_000_000),))
-            token = _rows(connection, "SELECT token FROM boot")[0][0]
+            token = rows(connection, "SELECT token FROM boot")[0][0]
             lease = (*function, token, now + ttl)
             connection.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?)", lease)
             return Lease(function, worker, token)
@@ -209,7 +188,7 @@ class SQLiteCoordination:
         """What is known."""
         now = self._clock()
         select = "SELECT told, record FROM known WHERE name = ? AND namespace = ? AND expires > ?"
-        rows = self._use(lambda connection: _rows(connection, select, *function, now))
+        rows = self._use(lambda connection: rows(connection, select, *function, now))
         return unpack(rows[0][1], now - rows[0][0]) if rows else None
 
     @contextlib.contextmanager
@@ -221,7 +200,7 @@ class SQLiteCoordination:
         )
 
         def state() -> object:
-            return self._use(lambda connection: _rows(connection, select, *function, *function))
+            return self._use(lambda connection: rows(connection, select, *function, *function))
 
         yield _Changes(lambda: (self._version(), state))
 
@@ -244,7 +223,7 @@ class SQLiteCoordination:
     def workers(self) -> Sequence[WorkerReport]:
         """Who lives."""
         select = "SELECT worker, record FROM workers WHERE expires > ?"
-        rows = self._use(lambda connection: _rows(connection, select, self._clock()))
+        rows = self._use(lambda connection: rows(connection, select, self._clock()))
         return [unpack_row(worker, record) for worker, record in rows]
 
     def _version(self) -> object:
@@ -252,7 +231,7 @@ class SQLiteCoordination:
         process = self._process.get()
 
         def version(connection: sqlite3.Connection) -> object:
-            data_version = _rows(connection, "PRAGMA data_version")[0][0]
+            data_version = rows(connection, "PRAGMA data_version")[0][0]
             return process.opened, data_version, connection.total_changes
 
         return self._use(version)
@@ -274,17 +253,17 @@ class SQLiteCoordination:
         deadline = time.monotonic() + BUSY
         renewed = False
         room_tries = 0
-        with _errors():
+        with errors():
             while True:
                 try:
                     with process.lock:
                         return self._try(process, work)
                 except (sqlite3.DatabaseError, BlockingIOError) as error:
-                    if _is_useless(error) and not renewed:
+                    if is_useless(error) and not renewed:
                         renewed = True
-                    elif _is_full(error) and room_tries < ROOM_TRIES:
+                    elif is_full(error) and room_tries < ROOM_TRIES:
                         room_tries += 1
-                    elif not _is_busy(error) or time.monotonic() > deadline:
+                    elif not is_busy(error) or time.monotonic() > deadline:
                         raise
                 # SQLite's own wait would hold up all greenlets of a gevent worker.
                 time.sleep(0.001)
@@ -293,13 +272,13 @@ class SQLiteCoordination:
         try:
             return work(self._connection(process))
         except BaseException as error:
-            if process.connection is not None and (_is_busy(error) or _is_full(error)):
+            if process.connection is not None and (is_busy(error) or is_full(error)):
                 process.connection.rollback()
-                if _is_full(error):
-                    _reuse_log(process.connection)
+                if is_full(error):
+                    reuse_log(process.connection)
             else:
                 process.close()
-            if _is_useless(error):
+            if is_useless(error):
                 self._set_aside(process.inode, error)
             raise
 
@@ -319,7 +298,7 @@ class SQLiteCoordination:
             return None
 
     def _open(self, process: _Process) -> sqlite3.Connection:
-        _check_private(self._path, os.geteuid())
+        check_private(self._path, os.geteuid())
         with self._alone():
             if self._inode() is None:
                 self._remove_log()  # one that a deleted file has left would be played into the new one
@@ -339,7 +318,7 @@ class SQLiteCoordination:
                 check_same_thread=False,
             )
             try:
-                _prepare(connection)
+                prepare(connection)
             except BaseException:
                 connection.close()
                 raise
@@ -372,121 +351,3 @@ class SQLiteCoordination:
     def _remove_log(self) -> None:
         for suffix in ("-wal", "-shm"):
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-
-
-def _prepare(connection: sqlite3.Connection) -> None:
-    application, version, tables = (
-        _rows(connection, question)[0][0]
-        for question in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
-    )
-    if tables and application != APPLICATION:
-        raise CoordinationError("the file is a database of another program")
-    if tables and version > VERSION:
-        raise CoordinationError(f"it is of a later release: version {version}, not {VERSION}")
-    if tables and version != VERSION:
-        raise _OldFile(f"it has version {version}, not {VERSION}")
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA wal_autocheckpoint = 100")  # pages: the log stays small
-    connection.execute("PRAGMA synchronous = OFF")  # nothing here is worth a disk's time
-    if not tables:
-        _lay_out(connection)
-    elif _rows(connection, "SELECT id FROM boot")[0][0] != _boot_id():
-        _empty(connection)
-
-
-def _lay_out(connection: sqlite3.Connection) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    for statement in _SCHEMA:
-        connection.execute(statement)
-    connection.execute("INSERT INTO boot VALUES (?, 0)", (_boot_id(),))
-    connection.execute(f"PRAGMA application_id = {APPLICATION}")
-    connection.execute(f"PRAGMA user_version = {VERSION}")
-    connection.execute("COMMIT")
-
-
-def _empty(connection: sqlite3.Connection) -> None:
-    """The times of an earlier boot mean nothing now."""
-    connection.execute("BEGIN IMMEDIATE")
-    for table in ("leases", "known", "workers"):
-        connection.execute(f"DELETE FROM {table}")  # noqa: S608
-    connection.execute("UPDATE boot SET id = ?, token = 0", (_boot_id(),))
-    connection.execute("COMMIT")
-
-
-def _rows(connection: sqlite3.Connection, statement: str, *values: object) -> list[Any]:
-    # All rows, always: a statement that has not come to its end keeps its transaction open.
-    return connection.execute(statement, values).fetchall()
-
-
-def _reuse_log(connection: sqlite3.Connection) -> None:
-    """Have the log begin anew in the room it has.
-
-    To close the connection would free that room, and the store would come and go while the disk is full.
-    """
-    with contextlib.suppress(sqlite3.Error):  # the file itself may have to grow
-        _rows(connection, "PRAGMA wal_checkpoint")
-
-
-def _is_full(error: BaseException) -> bool:
-    # The latter is what SQLite makes of a quota and of a limit to the size of files.
-    extended = getattr(error, "sqlite_errorcode", None)
-    return extended in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
-
-
-def _is_busy(error: BaseException) -> bool:
-    return isinstance(error, BlockingIOError) or _code(error) == sqlite3.SQLITE_BUSY
-
-
-def _is_useless(error: BaseException) -> bool:
-    return isinstance(error, _OldFile) or _code(error) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
-
-
-def _code(error: BaseException) -> int | None:
-    extended = getattr(error, "sqlite_errorcode", None)
-    return None if extended is None else extended & 0xFF
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    try:
-        yield
-    except SettingError as error:
-        raise CoordinationError(str(error)) from error
-    except (sqlite3.Error, OSError) as error:
-        raise CoordinationError(f"{type(error).__name__}: {error}") from error
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()
-    except OSError:
-        return "-"
-
-
-def _check_private(path: Path, owner: int) -> None:
-    try:
-        try:
-            path.parent.mkdir(mode=0o700, parents=True)
-        except FileExistsError:
-            if not path.parent.is_dir():
-                raise
-        else:  # never what another user made: this may be root
-            if owner != os.geteuid():
-                os.chown(path.parent, owner, -1, follow_symlinks=False)
-        _check(path.parent, "directory", stat.S_ISDIR, 0o700, owner)
-        with contextlib.suppress(FileNotFoundError):
-            _check(path, "file", stat.S_ISREG, 0o600, owner)
-    except OSError as error:
-        raise SettingError(f"{str(path)!r} cannot be used: {error.strerror}") from None
-
-
-def _check(path: Path, kind: str, is_kind: Callable[[int], bool], mode: int, owner: int) -> None:
-    found = path.lstat()
-    for wrong, why in (
-        (not is_kind(found.st_mode), "a link or of another kind"),
-        (kind == "file" and found.st_nlink > 1, "a link to another one"),
-        (found.st_uid != owner, "another user's"),
-        (found.st_mode & 0o077, f"open to others (mode {stat.S_IMODE(found.st_mode):04o})"),
-    ):
-        if wrong:
-            raise SettingError(f"{str(path)!r} is {why}; it must be one's own {kind} of mode {mode:04o}")
