@@ -19,10 +19,10 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, unquote
 
-import urllib3
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 from werkzeug.wsgi import ClosingIterator
@@ -36,7 +36,7 @@ try:
     from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError, ReadTimeoutError
     from urllib3.util import SKIP_HEADER, parse_url
 except ImportError:  # requests takes urllib3 1.26 too, which has neither BaseHTTPResponse nor is_closed
-    raise OldLibrary("urllib3", urllib3.__version__, "2.2", "serve") from None
+    raise OldLibrary("urllib3", version("urllib3"), "2.2", "serve") from None
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

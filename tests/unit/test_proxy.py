@@ -973,7 +973,7 @@ def test_without_urllib3_2_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
     """What urllib3 1.26 lacks. The base install allows it, for requests does."""
     monkeypatch.delitem(sys.modules, "scalezero_wsgi.proxy")
     monkeypatch.delattr("urllib3.BaseHTTPResponse")
-    monkeypatch.setattr("urllib3.__version__", "1.26.20")
+    monkeypatch.setattr("importlib.metadata.version", {"urllib3": "1.26.20"}.__getitem__)
     with pytest.raises(OldLibrary, match=r"urllib3 1\.26\.20 .*scalezero_wsgi\[serve\]") as caught:
         importlib.import_module("scalezero_wsgi.proxy")
     assert isinstance(caught.value, ImportError)
