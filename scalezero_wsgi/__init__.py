@@ -1,4 +1,8 @@
-"""WSGI middleware that wakes functions scaled to zero and holds the request until they are ready."""
+"""WSGI middleware that wakes functions scaled to zero and holds the request until they are ready.
+
+Public are ``scalezero_wsgi``, ``.providers``, ``.proxy``, ``.coordination.base``, ``.events``,
+``.testing`` and ``.integrations.gunicorn``. All else may change in any release.
+"""
 
 from .activation.function_cache import FunctionCache, FunctionMeta
 from .activation.scaler import FunctionScaler

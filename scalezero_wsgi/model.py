@@ -77,6 +77,16 @@ class MissingExtra(ScaleZeroError, ImportError):
         )
 
 
+class OldLibrary(ScaleZeroError, ImportError):
+    """An installed library is too old; the message names the extra that brings one that will do."""
+
+    def __init__(self, library: str, version: str, needed: str, extra: str) -> None:
+        super().__init__(
+            f"{library} {version} is too old, it must be {needed} or later; the extra {extra!r} brings it:"
+            f" pip install 'scalezero_wsgi[{extra}]'"
+        )
+
+
 class InvalidFunctionName(ScaleZeroError, ValueError):
     """The name in the request cannot be a function's. Nothing was asked of the provider."""
 

@@ -7,6 +7,8 @@
 Bodies are streamed both ways and never held whole, content codings stay as they are, redirects are passed
 on, not followed. A request goes out as it came in but for what RFC 9110 section 7.6.1 demands of an
 intermediary, and the ``X-Forwarded-*`` headers.
+
+It needs urllib3 2.2 or later, which the extra ``serve`` brings.
 """
 
 from __future__ import annotations
@@ -17,19 +19,24 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, unquote
 
-from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool, PoolManager, Timeout
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError, ReadTimeoutError
-from urllib3.util import SKIP_HEADER, parse_url
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 from werkzeug.wsgi import ClosingIterator
 
 from ._lib.per_process import PerProcess
-from .model import Function, SettingError
+from .model import Function, OldLibrary, SettingError
+
+try:
+    from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool, PoolManager, Timeout
+    from urllib3.connection import HTTPConnection, HTTPSConnection
+    from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError, ReadTimeoutError
+    from urllib3.util import SKIP_HEADER, parse_url
+except ImportError:  # requests takes urllib3 1.26 too, which has neither BaseHTTPResponse nor is_closed
+    raise OldLibrary("urllib3", version("urllib3"), "2.2", "serve") from None
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

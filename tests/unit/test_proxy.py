@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import os
@@ -24,7 +25,7 @@ from werkzeug.middleware.lint import LintMiddleware
 from werkzeug.serving import make_server
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 
-from scalezero_wsgi.model import Function, SettingError
+from scalezero_wsgi.model import Function, OldLibrary, SettingError
 from scalezero_wsgi.proxy import PIECE, FunctionProxy
 
 PATIENCE = 10.0  # seconds after which a test that hangs fails
@@ -966,3 +967,13 @@ def test_client_that_leaves_closes_the_function_connection(front: int) -> None:
             assert response.read(10)
             response.close()
         assert server.closed.wait(PATIENCE)
+
+
+def test_without_urllib3_2_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What urllib3 1.26 lacks. The base install allows it, for requests does."""
+    monkeypatch.delitem(sys.modules, "scalezero_wsgi.proxy")
+    monkeypatch.delattr("urllib3.BaseHTTPResponse")
+    monkeypatch.setattr("importlib.metadata.version", {"urllib3": "1.26.20"}.__getitem__)
+    with pytest.raises(OldLibrary, match=r"urllib3 1\.26\.20 .*scalezero_wsgi\[serve\]") as caught:
+        importlib.import_module("scalezero_wsgi.proxy")
+    assert isinstance(caught.value, ImportError)
