@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from .._lib.per_process import PerProcess
+from .._lib.sleeper import Sleeper
 from ..model import TooManyWaiting
 
 K = TypeVar("K")
@@ -23,25 +24,6 @@ T = TypeVar("T")
 ABREAST = 16
 """Waiters that are woken at once; each wakes another. Fewer lag behind on a busy machine, where a chain of
 single wake-ups waits for the processor at every link; many fight for the interpreter's lock."""
-
-
-class Sleeper:
-    """Somebody who waits, and may be woken from several sides."""
-
-    __slots__ = ("_lock",)
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def sleep(self, timeout: float) -> None:
-        """Block until woken, at most ``timeout`` seconds; not at all if woken already."""
-        self._lock.acquire(timeout=min(max(0.0, timeout), threading.TIMEOUT_MAX))
-
-    def wake(self) -> None:
-        """End the sleep, or the next one."""
-        with contextlib.suppress(RuntimeError):  # has been woken already
-            self._lock.release()
 
 
 class Flight(Generic[T]):

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from ..activation.single_flight import Sleeper
+from .._lib.sleeper import Sleeper
 from ..model import TooManyWaiting
 
 LOOK_EVERY = 0.1

@@ -13,7 +13,8 @@ from contextlib import suppress
 import pytest
 
 from scalezero_wsgi import TooManyWaiting
-from scalezero_wsgi.activation.single_flight import ABREAST, Flight, SingleFlight, Sleeper
+from scalezero_wsgi._lib.sleeper import Sleeper
+from scalezero_wsgi.activation.single_flight import ABREAST, Flight, SingleFlight
 from tests.support.clock import Clock
 
 PATIENCE = 30.0
