@@ -730,9 +730,12 @@ class TestAProviderThatDoesNotAnswer:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The leader clears its flight's trouble in another thread, at any moment."""
-        looks = iter([ProviderError("down")])
-        trouble = property(lambda _: next(looks, None), lambda _, error: None)
-        monkeypatch.setattr(Flight, "trouble", trouble)
+        looks, caller = iter([ProviderError("down")]), threading.current_thread()
+
+        def look(_: object) -> ProviderError | None:
+            return next(looks, None) if threading.current_thread() is caller else None
+
+        monkeypatch.setattr(Flight, "trouble", property(look, lambda _, error: None))
         scaler = Bench(Gate()).scaler
         with pytest.raises(ProviderError, match="down"):
             scaler.ensure_available(HELLO, time.monotonic() + LONG, wait=lambda _: False)

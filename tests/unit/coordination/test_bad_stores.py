@@ -18,8 +18,8 @@ from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.coordination.peers import BEAT, LOOK_EVERY, Leadership, Peers
 from scalezero_wsgi.coordination.redis import RedisCoordination
 from scalezero_wsgi.events import CoordinationLost, CoordinationRestored, Event, Reporter
-from tests.servers.harness import until
 from tests.support.clock import Clock
+from tests.support.waiting import until
 
 HELLO = Function("hello")
 

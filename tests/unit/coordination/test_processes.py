@@ -25,13 +25,17 @@ from scalezero_wsgi import Function, ReplicaStatus
 from scalezero_wsgi.coordination import make_coordination
 from scalezero_wsgi.coordination.base import SharedStatus
 from scalezero_wsgi.coordination.peers import BEAT, LEASE
-from tests.servers.harness import ROOT, until
+from tests.servers.harness import ROOT
+from tests.support.waiting import until
 from tests.unit.coordination.crowd import ASKED, SETTING, STARTING, ZERO, Setup, Site, command
 from tests.unit.coordination.test_redis import Server
 
 SOAK = int(os.environ.get("SCALEZERO_SOAK", "5"))
 
 OK = "200 OK"
+
+
+pytestmark = pytest.mark.server
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from scalezero_wsgi.testing import ProviderBench, ProviderContract
 from tests.support.fakes import ZERO
 
 
+@pytest.mark.server
 class TestProcessProvider(ProviderContract):
     @pytest.fixture
     def bench(self, tmp_path: Path) -> Iterator[ProviderBench]:

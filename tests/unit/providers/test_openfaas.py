@@ -36,7 +36,7 @@ from scalezero_wsgi.providers.openfaas import http as openfaas_http
 from scalezero_wsgi.providers.openfaas import provider as openfaas
 from scalezero_wsgi.testing import HOSTILE_NAMES
 from scalezero_wsgi.testing.providers import asked_by_workers
-from tests.servers.harness import until
+from tests.support.waiting import until
 
 Reply = tuple[int, dict[str, str], bytes]
 
