@@ -461,6 +461,7 @@ class TestWaiting:
         assert time.monotonic() - begun < sqlite.BUSY + 1.0
         assert count > 100
 
+    @pytest.mark.server
     def test_greenlets_go_on_while_one_waits(self, path: Path) -> None:
         """In no call does the hub stand still for long, also while the file is opened."""
         code = (
