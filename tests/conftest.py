@@ -1,3 +1,26 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
 import pytest
 
 pytest.register_assert_rewrite("scalezero_wsgi.testing")
+
+SERVERS = Path(__file__).parent / "servers"
+ON_DEMAND = {"engine", "soak"}
+"""Markers of tests that run only when ``-m`` names one of them."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest itself looks at the markers
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if SERVERS in item.path.parents:
+            item.add_marker("server")
+    expression: str = config.option.markexpr
+    if ON_DEMAND & set(re.findall(r"\w+", expression)):
+        return
+    left_out = {item for item in items if any(item.get_closest_marker(name) for name in ON_DEMAND)}
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]

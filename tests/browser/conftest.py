@@ -17,7 +17,8 @@ import pytest
 from scalezero_wsgi.providers import ProcessProvider
 from tests.browser.functions import FUNCTIONS
 from tests.engines.engine import engine
-from tests.servers.harness import Server, gunicorn, until
+from tests.servers.harness import Server, gunicorn
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.browser.functions import DELAY, LONG_NAME
-from tests.servers.harness import Server, until
+from tests.servers.harness import Server
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -17,7 +17,7 @@ import httpx2
 import yaml
 
 from tests.engines.engine import IMAGE
-from tests.servers.harness import until
+from tests.support.waiting import until
 
 APPS = "/apis/apps/v1/namespaces"
 CORE = "/api/v1/namespaces"

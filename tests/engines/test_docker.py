@@ -22,7 +22,8 @@ from scalezero_wsgi.providers import DockerProvider
 from scalezero_wsgi.testing import ProviderBench, ProviderContract
 from tests.engines.docker_box import PREFIX, Box, after, shell
 from tests.engines.engine import build_image, engine, stopped
-from tests.servers.harness import Server, gunicorn, until
+from tests.servers.harness import Server, gunicorn
+from tests.support.waiting import until
 
 pytestmark = [
     pytest.mark.engine,

@@ -28,7 +28,8 @@ from scalezero_wsgi.providers.kubernetes import api as kubernetes_api
 from scalezero_wsgi.testing import ProviderBench, ProviderContract
 from tests.engines.engine import build_image, engine, stopped
 from tests.engines.kubernetes_cluster import APPS, CORE, Cluster
-from tests.servers.harness import Server, free_port, gunicorn, until
+from tests.servers.harness import Server, free_port, gunicorn
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.engine
 

@@ -29,7 +29,8 @@ from scalezero_wsgi.providers import OpenFaaSProvider
 from scalezero_wsgi.testing import ProviderBench, ProviderContract
 from tests.engines.engine import build_image, engine, stopped
 from tests.engines.openfaas_server import DEFAULT_NAMESPACE, PASSWORD, USER, Config, remove_containers
-from tests.servers.harness import Server, free_port, gunicorn, is_up, serving, until
+from tests.servers.harness import Server, free_port, gunicorn, is_up, serving
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.engine
 

@@ -29,6 +29,7 @@ from scalezero_wsgi.testing import ProviderBench, ProviderContract
 from tests.engines.engine import IMAGE, build_image, engine, stopped
 from tests.engines.swarm_fakes import refusing_engine, silent_engine
 from tests.servers.harness import Server, free_port, gunicorn
+from tests.support.waiting import until
 
 pytestmark = [
     pytest.mark.engine,
@@ -137,13 +138,6 @@ def update(service: DockerService, **changes: Any) -> None:
         return True
 
     until(done)
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "in vain"
-        time.sleep(0.02)
 
 
 def course(provider: SwarmProvider, end: Callable[[ReplicaStatus], object], name: str = "hello") -> list[Any]:

@@ -8,12 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import requests
+
+from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,15 +24,6 @@ def free_port() -> int:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
         return port
-
-
-def until(condition: Callable[[], bool], timeout: float = 20.0, pause: float = 0.01) -> None:
-    """Wait for ``condition``, and fail loudly if it does not come."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {timeout} s in vain")
-        time.sleep(pause)
 
 
 @dataclass

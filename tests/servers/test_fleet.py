@@ -20,8 +20,9 @@ import pytest
 
 from scalezero_wsgi.coordination.sqlite import SQLiteCoordination
 from tests.engines.engine import as_root
-from tests.servers.harness import ROOT, Server, children, free_port, gunicorn, serving, until
+from tests.servers.harness import ROOT, Server, children, free_port, gunicorn, serving
 from tests.servers.matrix_client import ask, hold
+from tests.support.waiting import until
 
 SITE = "tests.servers.fleet_site:make()"
 NOBODY = 65534

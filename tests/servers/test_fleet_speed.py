@@ -20,9 +20,10 @@ from pathlib import Path
 import pytest
 
 from tests.engines.engine import engine
-from tests.servers.harness import Server, gunicorn, until
+from tests.servers.harness import Server, gunicorn
 from tests.servers.matrix_client import ask
 from tests.servers.test_fleet import Fleet
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.engine
 

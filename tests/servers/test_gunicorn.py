@@ -12,8 +12,9 @@ import pytest
 import requests
 
 from scalezero_wsgi.providers import ProcessProvider
-from tests.servers.harness import gunicorn, until
+from tests.servers.harness import gunicorn
 from tests.servers.site import FUNCTIONS
+from tests.support.waiting import until
 
 FLASK = "tests.servers.flask_site:app"
 DJANGO = "tests.servers.django_site.wsgi:application"

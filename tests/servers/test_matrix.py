@@ -18,8 +18,9 @@ import pytest
 
 from scalezero_wsgi.servers.server import UNKNOWN_CAPACITY, room_to_wait
 from tests.engines.engine import engine
-from tests.servers.harness import Server, free_port, serving, until
+from tests.servers.harness import Server, free_port, serving
 from tests.servers.matrix_client import Answer, ask, connect, hold, read, request, reset, sent
+from tests.support.waiting import until
 
 # Timed, and more than a minute in all: for CI, with the engines.
 pytestmark = pytest.mark.engine

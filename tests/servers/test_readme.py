@@ -20,7 +20,8 @@ import requests
 from scalezero_wsgi import Settings
 from scalezero_wsgi._lib.backoff import backoff_step
 from scalezero_wsgi.providers import ProcessProvider
-from tests.servers.harness import ROOT, Server, free_port, gunicorn, is_up, until
+from tests.servers.harness import ROOT, Server, free_port, gunicorn, is_up
+from tests.support.waiting import until
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"```(?:python|toml)\n# (\S+)\n(.*?)```", README, re.DOTALL))

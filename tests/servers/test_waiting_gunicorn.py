@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers.harness import ROOT, Server, free_port, gunicorn, serving, until
+from tests.servers.harness import ROOT, Server, free_port, gunicorn, serving
 from tests.servers.matrix_client import Answer, ask, hold
+from tests.support.waiting import until
 
 # Timed, and more than a minute in all: for CI, with the engines.
 pytestmark = pytest.mark.engine

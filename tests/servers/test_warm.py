@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers.harness import Server, gunicorn, until
+from tests.servers.harness import Server, gunicorn
 from tests.servers.matrix_client import Address, Answer, ask, hold
 from tests.servers.test_fleet import Fleet
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.soak
 

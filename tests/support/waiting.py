@@ -14,15 +14,28 @@ SOON = 2.0
 """Seconds that stand for "at once" beside much longer waits, however busy the machine is."""
 
 
-def until(condition: Callable[[], object], timeout: float = PATIENCE, pause: float = 0.001) -> None:
+def until(
+    condition: Callable[[], object],
+    timeout: float = PATIENCE,
+    pause: float | None = None,
+    ignoring: tuple[type[Exception], ...] = (),
+) -> None:
     """Wait until the condition holds, and fail if it does not within ``timeout`` seconds.
 
-    :param pause: seconds between two looks; more of them where a look costs something.
+    :param pause: seconds between two looks; by default one millisecond at first and twenty in the end, for a
+        look at a server or an engine costs something.
+    :param ignoring: errors of the condition that mean that it does not hold yet.
     """
     deadline = time.monotonic() + timeout
-    while not condition():
+    next_pause = 0.001 if pause is None else pause
+    while True:
+        with contextlib.suppress(*ignoring):
+            if condition():
+                return
         assert time.monotonic() < deadline, f"waited {timeout} s in vain"
-        time.sleep(pause)
+        time.sleep(next_pause)
+        if pause is None:
+            next_pause = min(1.2 * next_pause, 0.02)
 
 
 @contextlib.contextmanager

@@ -311,7 +311,8 @@ class TestStaleEntries:
         clock, status = MovingClock(), UP
 
         def slowly() -> ReplicaStatus:
-            time.sleep(1.2)
+            clock.advance(1.2)
+            time.sleep(0.25)  # those who wait look several times meanwhile
             return status
 
         provider = ScriptedProvider(UP, slowly)
@@ -325,7 +326,7 @@ class TestStaleEntries:
         clock.advance(60)
         assert ask(door)[0] == "200 OK"  # while it is asked for again
         until(lambda: not door.cache.get("hello")[0].available_replicas)
-        threading.Timer(2.0, provider.script.__setitem__, (0, UP)).start()
+        provider.script[:] = [slowly, slowly, UP]
         assert ask(door)[0] == "200 OK"
 
     def test_a_request_that_wakes_nothing_is_served_too(self) -> None:
@@ -345,10 +346,7 @@ class TestStaleEntries:
         ask(door)
         clock.advance(1)
         ask(door)
-        until = time.monotonic() + 5
-        while door.cache.get("hello")[0] != ZERO:
-            assert time.monotonic() < until
-            time.sleep(0.001)
+        until(lambda: door.cache.get("hello")[0] == ZERO)
         status, headers, _ = ask(door)
         assert status == "200 OK"
         assert "Server-Timing" in headers
@@ -410,7 +408,7 @@ class TestAnswers:
         _, headers, body = ask(door, headers={"X-Call-Id": "abc"})
         assert (headers["X-Call-Id"], json.loads(body)["call_id"]) == ("abc", "abc")
 
-    def test_100_000_invented_names_cost_a_query_each_and_no_memory(self) -> None:
+    def test_invented_names_cost_a_query_each_and_no_memory(self) -> None:
         app, provider = App(), ScriptedProvider(FunctionNotFound("x"))
         count = 0
 
@@ -422,10 +420,10 @@ class TestAnswers:
         provider.get_replicas = get_replicas  # type: ignore[method-assign]
         door = ScaleZeroMiddleware(app, provider, cache_size=100)
         environ = environ_of()
-        for index in range(2_000):
+        for index in range(500):
             for name in (f"fn-{index}", f"Bad_{index}"):
                 door(environ | {"PATH_INFO": f"/function/{name}"}, lambda *_: lambda _: None)
-        assert count == 2_000
+        assert count == 500
         assert len(door.cache) == 0
         assert len(door.cache.states()) == 100
         assert len(door._segments) == 0
@@ -476,6 +474,8 @@ class TestWhatCannotBeAProviderOrAnApp:
 
 
 class TestAFunctionScaledDownBehindOurBack:
+    START = 0.02
+
     class Down:
         """An app whose function answers only while the fleet has it up."""
 
@@ -512,7 +512,7 @@ class TestAFunctionScaledDownBehindOurBack:
     def scene(
         self, kind: type[Down] = Down, answer: str | Exception = "502 Bad Gateway", **settings: Any
     ) -> tuple[ScaleZeroMiddleware, Down, FakeEngine]:
-        fleet = FakeEngine(time.monotonic, delay=0.05)
+        fleet = FakeEngine(time.monotonic, self.START)
         app = kind(fleet, answer)
         door = ScaleZeroMiddleware(app, fleet, cache_expiry=60, **settings)
         assert ask(door)[0] == "200 OK"
@@ -532,7 +532,7 @@ class TestAFunctionScaledDownBehindOurBack:
         assert status == "200 OK"
         assert headers["Server-Timing"].startswith("cold-start")
         assert headers["X-Pass"] == "3"
-        assert app.calls[-1]["scalezero_wsgi.waited"] >= 0.05
+        assert app.calls[-1]["scalezero_wsgi.waited"] >= self.START
         assert fleet.sets == [(Function("hello"), 1)]
         assert app.closed == 2
         assert in_flight(door) == 0

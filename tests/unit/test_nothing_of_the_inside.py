@@ -75,7 +75,7 @@ def closed_port() -> Iterator[int]:
 
 
 def door(provider: Any, app: Any = None, **settings: Any) -> ScaleZeroMiddleware:
-    settings = {"max_wait": 0.3, "page_after": 0.1, **settings}
+    settings = {"max_wait": 0.15, "page_after": 0.1, **settings}
     return ScaleZeroMiddleware(app or App(), provider, **settings)
 
 

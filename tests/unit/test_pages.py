@@ -4,7 +4,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -34,6 +34,7 @@ from scalezero_wsgi.model import StillStarting
 from scalezero_wsgi.pages import Pages, Progress
 from scalezero_wsgi.providers import CallbackProvider
 from scalezero_wsgi.web.responses import Answers
+from tests.support.waiting import until
 
 HELLO = Function("hello", "dev")
 BASE = "/function/.scalezero/"
@@ -439,13 +440,6 @@ def status(client: Client, name: str = "hello") -> dict[str, Any]:
     assert response.headers["Cache-Control"] == "no-store"
     told: dict[str, Any] = json.loads(response.text)
     return told
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("headers", [NAVIGATION, {"Accept": "text/html"}])

@@ -892,7 +892,7 @@ def werkzeug_server(directory: Path) -> Iterator[int]:
         server.server_close()
 
 
-@pytest.fixture(scope="module", params=[gunicorn, werkzeug_server])
+@pytest.fixture(scope="module", params=[pytest.param(gunicorn, marks=pytest.mark.server), werkzeug_server])
 def front(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
     with request.param(tmp_path_factory.mktemp("front")) as port:

@@ -504,7 +504,7 @@ class TestThoseWhoWait:
         assert {function for function, _ in fleet.sets} == {Function("hello", "a"), Function("hello", "b")}
 
     def test_each_has_a_deadline_of_its_own_and_the_flight_goes_on(self) -> None:
-        fleet = FakeEngine(time.monotonic, delay=1.0)
+        fleet = FakeEngine(time.monotonic, delay=0.5)
         scaler = self.scaler(fleet)
 
         def wait(index: int) -> object:
@@ -512,7 +512,7 @@ class TestThoseWhoWait:
 
         impatient, *patient = self.together(4, wait)
         assert isinstance(impatient, NotAvailable)
-        assert 0.1 <= impatient.waited < 0.9
+        assert 0.1 <= impatient.waited < 0.5
         assert impatient.retry_after >= 1
         assert all(isinstance(outcome, FunctionMeta) for outcome in patient)
         assert len(fleet.sets) == 1

@@ -20,8 +20,8 @@ from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.coordination.peers import LOOK_EVERY, Peers
 from scalezero_wsgi.coordination.redis import RedisCoordination
 from scalezero_wsgi.events import CoordinationLost, CoordinationRestored, Event, Reporter
-from tests.servers.harness import until
 from tests.support.clock import Clock
+from tests.support.waiting import until
 
 HELLO = Function("hello")
 

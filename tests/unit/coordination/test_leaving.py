@@ -8,6 +8,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from scalezero_wsgi import Function
 from scalezero_wsgi.coordination.base import Lease
 from scalezero_wsgi.coordination.peers import Peers
@@ -46,6 +48,7 @@ def leave_while_a_flight_begins(path: Path) -> None:
     sys.exit()  # which runs what is registered at exit, as the end of gunicorn's workers does
 
 
+@pytest.mark.server
 def test_a_lease_that_is_given_to_one_who_leaves_is_given_back(tmp_path: Path) -> None:
     path = tmp_path / "private" / "fleet.db"
     code = f"from {__name__} import *; leave_while_a_flight_begins(Path({str(path)!r}))"

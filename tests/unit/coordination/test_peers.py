@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from scalezero_wsgi.coordination.peers import LOOK_EVERY, Peers
 from scalezero_wsgi.coordination.sqlite import SQLiteCoordination
 from scalezero_wsgi.events import CoordinationLost, CoordinationRestored, Event, Reporter
 from tests.support.clock import Clock
+from tests.support.waiting import until
 
 HELLO = Function("hello")
 ROOT = Path(__file__).parents[3]
@@ -449,7 +449,7 @@ class TestHeart:
         assert clockwork.hearts() == 0
         for _ in range(3):
             peers.run_once(HELLO, never, nothing, lambda lead: "led")
-        clockwork.wait_for(lambda: len(clockwork.store.workers()) == 1)
+        until(lambda: len(clockwork.store.workers()) == 1)
         assert [thread.name for thread in threading.enumerate()].count("scalezero-heartbeat") == before + 1
         assert clockwork.hearts() == 1
 
@@ -466,7 +466,7 @@ class TestHeart:
         monkeypatch.setattr("scalezero_wsgi.coordination.peers.BEAT", 0.01)
         with caplog.at_level(logging.ERROR, "scalezero_wsgi"):
             clockwork.peers(row).run_once(HELLO, never, nothing, lambda lead: "led")
-            clockwork.wait_for(lambda: len(clockwork.store.workers()) == 1)
+            until(lambda: len(clockwork.store.workers()) == 1)
         assert "a heartbeat failed" in caplog.text
 
     def test_where_no_thread_can_be_started_the_next_flight_tries_again(
@@ -481,12 +481,12 @@ class TestHeart:
             patch.setattr(threading.Thread, "start", no_thread)
             assert peers.run_once(HELLO, never, nothing, lambda lead: "led") == "led"
         peers.run_once(HELLO, never, nothing, lambda lead: "led")
-        clockwork.wait_for(lambda: len(clockwork.store.workers()) == 1)
+        until(lambda: len(clockwork.store.workers()) == 1)
 
     def test_at_the_end_it_stops_gives_back_its_leases_and_leaves(self, clockwork: Clockwork) -> None:
         peers = clockwork.peers()
         lead = peers._join(HELLO, never, nothing)
-        clockwork.wait_for(lambda: len(clockwork.store.workers()) == 1)
+        until(lambda: len(clockwork.store.workers()) == 1)
         peers.close()
         assert clockwork.hearts() == 0
         assert clockwork.store.workers() == []
@@ -500,14 +500,14 @@ class TestHeart:
         peers = Peers(store, Reporter(), row=WorkerReport)
         clockwork.fleets.append(peers)
         with peers._join(HELLO, never, nothing) as lead:
-            clockwork.wait_for(lambda: len(store.workers()) == 1)
+            until(lambda: len(store.workers()) == 1)
             parent = peers._worker.get()
             pid = os.fork()
             if pid == 0:
                 code = 1
                 try:
                     peers.run_once(Function("other"), never, nothing, lambda lead: "led")
-                    clockwork.wait_for(lambda: len(store.workers()) == 2)
+                    until(lambda: len(store.workers()) == 2)
                     assert not peers.leaderships
                     parent.stop()
                     peers.close()
@@ -518,6 +518,7 @@ class TestHeart:
             assert [row.worker for row in store.workers()] == [peers.worker]
             lead.confirm()
 
+    @pytest.mark.server
     def test_a_process_leaves_when_it_ends(self, tmp_path: Path) -> None:
         path = tmp_path / "shared" / "fleet.db"
         store = SQLiteCoordination(path)
@@ -547,7 +548,7 @@ class TestHeart:
         with process:
             assert process.stdout is not None
             assert process.stdout.readline() == "leads\n"
-            wait_for(lambda: len(store.workers()) == 1)
+            until(lambda: len(store.workers()) == 1)
             assert f":{process.pid}:" in store.workers()[0].worker
             assert store.acquire(HELLO, "too early", LEASE) is None
             process.communicate("\n", timeout=10)
@@ -570,17 +571,6 @@ class Clockwork:
     def hearts(self) -> int:
         threads = [peers._worker.get()._thread for peers in self.fleets]
         return sum(thread is not None and thread.is_alive() for thread in threads)
-
-    @staticmethod
-    def wait_for(reached: Callable[[], bool]) -> None:
-        wait_for(reached)
-
-
-def wait_for(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.fixture

@@ -26,13 +26,17 @@ from scalezero_wsgi.coordination import make_coordination
 from scalezero_wsgi.coordination.base import SharedStatus
 from scalezero_wsgi.coordination.heartbeat import BEAT
 from scalezero_wsgi.coordination.leadership import LEASE
-from tests.servers.harness import ROOT, until
+from tests.servers.harness import ROOT
+from tests.support.waiting import until
 from tests.unit.coordination.crowd import ASKED, SETTING, STARTING, ZERO, Setup, Site, command
 from tests.unit.coordination.test_redis import Server
 
 SOAK = int(os.environ.get("SCALEZERO_SOAK", "5"))
 
 OK = "200 OK"
+
+
+pytestmark = pytest.mark.server
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,13 @@ from scalezero_wsgi.coordination.redis import RedisCoordination
 from scalezero_wsgi.testing import CoordinationBench, CoordinationContract
 from tests.engines.engine import engine
 from tests.servers.harness import ROOT
+from tests.support import waiting
 from tests.unit.coordination.stores import HELLO, UP, held, tell
 from tests.unit.coordination.test_following import check_following
 
 pytestmark = pytest.mark.engine
+
+until = functools.partial(waiting.until, ignoring=(redis.RedisError, OSError, CoordinationError))
 
 
 class Server:
@@ -71,17 +75,6 @@ class Server:
             yield self
         finally:
             self.stop()
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait until it holds; an error means that it does not yet."""
-    deadline = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(redis.RedisError, OSError, CoordinationError):
-            if condition():
-                return
-        assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.02)
 
 
 def free_port() -> int:

@@ -193,6 +193,7 @@ def test_the_file_of_a_later_release_is_left_alone(path: Path) -> None:
     assert not path.with_name(path.name + ".bad").exists()
 
 
+@pytest.mark.server
 def test_workers_meet_in_a_new_file_when_the_index_of_the_log_was_deleted(path: Path) -> None:
     """It has the locks; programs that tidy up take it for abandoned, for its time may stand still."""
     first = SQLiteCoordination(path)
@@ -374,6 +375,7 @@ class TestFaults:
 
         assert exit_code(forked(work)) == 0
 
+    @pytest.mark.server
     def test_a_writer_killed_within_a_transaction_blocks_nobody(self, path: Path) -> None:
         store = SQLiteCoordination(path)
         tell(store)
@@ -459,6 +461,7 @@ class TestWaiting:
         assert time.monotonic() - begun < sqlite.BUSY + 1.0
         assert count > 100
 
+    @pytest.mark.server
     def test_greenlets_go_on_while_one_waits(self, path: Path) -> None:
         """In no call does the hub stand still for long, also while the file is opened."""
         code = (

@@ -16,6 +16,7 @@ from scalezero_wsgi.testing import ProviderBench, ProviderContract
 from tests.support.fakes import ZERO
 
 
+@pytest.mark.server
 class TestProcessProvider(ProviderContract):
     @pytest.fixture
     def bench(self, tmp_path: Path) -> Iterator[ProviderBench]:
@@ -102,7 +103,9 @@ class TestCallbacksThatRaise:
 
     test_tried_once_a_step = ProviderContract.test_a_function_that_cannot_start_is_tried_once_a_step
 
-    @pytest.fixture(params=["scale_up", pytest.param("set_replicas", marks=pytest.mark.soak)])
+    pytestmark = pytest.mark.soak
+
+    @pytest.fixture(params=["scale_up", "set_replicas"])
     def bench(self, request: pytest.FixtureRequest) -> ProviderBench:
         if request.param == "scale_up":
             provider = CallbackProvider(scale_up=broken_scale_up)
