@@ -24,7 +24,7 @@ from .._lib.per_process import PerProcess
 from ..model import Function
 from .base import Changes, Lease, SharedStatus, WorkerReport
 from .codec import pack, pack_row, unpack, unpack_row
-from .sqlite_file import check_private, errors, is_busy, is_full, is_useless, prepare, reuse_log, rows
+from .sqlite_file import check_private, errors, fetch, is_busy, is_full, is_useless, prepare, reuse_log
 
 T = TypeVar("T")
 
@@ -142,11 +142,11 @@ class SQLiteCoordination:
         def take(connection: sqlite3.Connection) -> Lease | None:
             now = self._clock()
             held = "SELECT 1 FROM leases WHERE name = ? AND namespace = ? AND expires > ?"
-            if rows(connection, held, *function, now):
+            if fetch(connection, held, *function, now):
                 return None
             # With the time in it a token does not come again in a new file, when this one was deleted.
             connection.execute("UPDATE boot SET token = max(token + 1, ?)", (int(now * 1_000_000),))
-            token = rows(connection, "SELECT token FROM boot")[0][0]
+            token = fetch(connection, "SELECT token FROM boot")[0][0]
             lease = (*function, token, now + ttl)
             connection.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?)", lease)
             return Lease(function, worker, token)
@@ -188,7 +188,7 @@ class SQLiteCoordination:
         """What is known."""
         now = self._clock()
         select = "SELECT told, record FROM known WHERE name = ? AND namespace = ? AND expires > ?"
-        rows = self._use(lambda connection: rows(connection, select, *function, now))
+        rows = self._use(lambda connection: fetch(connection, select, *function, now))
         return unpack(rows[0][1], now - rows[0][0]) if rows else None
 
     @contextlib.contextmanager
@@ -200,7 +200,7 @@ class SQLiteCoordination:
         )
 
         def state() -> object:
-            return self._use(lambda connection: rows(connection, select, *function, *function))
+            return self._use(lambda connection: fetch(connection, select, *function, *function))
 
         yield _Changes(lambda: (self._version(), state))
 
@@ -223,7 +223,7 @@ class SQLiteCoordination:
     def workers(self) -> Sequence[WorkerReport]:
         """Who lives."""
         select = "SELECT worker, record FROM workers WHERE expires > ?"
-        rows = self._use(lambda connection: rows(connection, select, self._clock()))
+        rows = self._use(lambda connection: fetch(connection, select, self._clock()))
         return [unpack_row(worker, record) for worker, record in rows]
 
     def _version(self) -> object:
@@ -231,7 +231,7 @@ class SQLiteCoordination:
         process = self._process.get()
 
         def version(connection: sqlite3.Connection) -> object:
-            data_version = rows(connection, "PRAGMA data_version")[0][0]
+            data_version = fetch(connection, "PRAGMA data_version")[0][0]
             return process.opened, data_version, connection.total_changes
 
         return self._use(version)

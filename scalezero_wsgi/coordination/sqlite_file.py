@@ -41,7 +41,7 @@ def prepare(connection: sqlite3.Connection) -> None:
     :raises CoordinationError: it is another program's, or a later release's.
     """
     application, version, tables = (
-        rows(connection, question)[0][0]
+        fetch(connection, question)[0][0]
         for question in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
     )
     if tables and application != APPLICATION:
@@ -55,7 +55,7 @@ def prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA synchronous = OFF")  # nothing here is worth a disk's time
     if not tables:
         _lay_out(connection)
-    elif rows(connection, "SELECT id FROM boot")[0][0] != _boot_id():
+    elif fetch(connection, "SELECT id FROM boot")[0][0] != _boot_id():
         _empty(connection)
 
 
@@ -78,7 +78,7 @@ def _empty(connection: sqlite3.Connection) -> None:
     connection.execute("COMMIT")
 
 
-def rows(connection: sqlite3.Connection, statement: str, *values: object) -> list[Any]:
+def fetch(connection: sqlite3.Connection, statement: str, *values: object) -> list[Any]:
     """Run a statement to its end and return all rows."""
     # All rows, always: a statement that has not come to its end keeps its transaction open.
     return connection.execute(statement, values).fetchall()
@@ -90,7 +90,7 @@ def reuse_log(connection: sqlite3.Connection) -> None:
     To close the connection would free that room, and the store would come and go while the disk is full.
     """
     with contextlib.suppress(sqlite3.Error):  # the file itself may have to grow
-        rows(connection, "PRAGMA wal_checkpoint")
+        fetch(connection, "PRAGMA wal_checkpoint")
 
 
 def is_full(error: BaseException) -> bool:
