@@ -22,21 +22,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 from ._lib.bounded import Bounded
-from .activation.function_cache import Freshness, FunctionCache, FunctionMeta
+from .activation.function_cache import FunctionCache, FunctionMeta
 from .activation.request_queue import RequestQueue
 from .activation.scaler import FunctionScaler
 from .configuration import check_provider, settings_for
-from .coordination.base import KEEP, WorkerReport
 from .coordination.default import default_coordination
 from .coordination.peers import Peers
 from .events import CallLog, EventLog, Reporter, RequestRefused, RequestReplayed, WaitGivenUp
 from .model import (
     Function,
     FunctionNotFound,
-    MayNotWake,
     NotAvailable,
     ProviderError,
-    ProviderSilent,
     ScaleZeroError,
     SettingError,
     StillStarting,
@@ -61,7 +58,7 @@ from .web.replay import (
 )
 from .web.responses import Answers
 from .web.routing import Names
-from .web.status import PAGE_INTEREST, StatusPage
+from .web.status import StatusPage
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -73,9 +70,6 @@ if TYPE_CHECKING:
 FUNCTION = "scalezero_wsgi.function"
 ENDPOINT = "scalezero_wsgi.endpoint"
 WAITED = "scalezero_wsgi.waited"
-
-REFRESH_TIMEOUT = 1.0
-"""Seconds that a request which activates nothing waits for the provider to tell the status."""
 
 
 class ScaleZeroMiddleware:
@@ -118,7 +112,7 @@ class ScaleZeroMiddleware:
             clock=clock,
         )
         store = settings.coordination or default_coordination()
-        peers = Peers(store, self._report, clock, row=self._worker_report)
+        peers = Peers(store, self._report, clock, row=lambda worker: self.queue.report(worker))
         self.scaler = FunctionScaler(
             provider, self.cache, report=self._report, peers=peers, linger=settings.linger, clock=clock
         )
@@ -175,7 +169,7 @@ class ScaleZeroMiddleware:
             function = self._route(environ, path)
             if function is not None:
                 activates = self._rules.may_wake(function, environ)
-                meta = self._warm(function) if activates else self._only_if_warm(function)
+                meta = self.queue.warm(function) if activates else self.queue.only_if_warm(function)
                 if meta is None:
                     meta, waited = self._hold(function, environ, arrived), True
         except ScaleZeroError as error:
@@ -218,36 +212,6 @@ class ScaleZeroMiddleware:
         if segment and state is not None and self._rules.may_be_woken(function):
             self._segments.set(segment, state)
         return function
-
-    def _warm(self, function: Function) -> FunctionMeta | None:
-        """Return the entry by which a request may be passed down at once; refresh it when it is not fresh."""
-        meta = self.cache.find(function)
-        if meta is None or not meta.available:
-            return None
-        match self.cache.freshness(meta):
-            case Freshness.EXPIRED:
-                return self.scaler.stale_if_error(function)
-            case Freshness.STALE:
-                self.scaler.refresh(function)
-        return meta
-
-    def _only_if_warm(self, function: Function) -> FunctionMeta:
-        """Return the same for a request that activates nothing, once the provider has told.
-
-        :raises ScaleZeroError: the function is not served to it.
-        """
-        before, meta = self.cache.find(function), self._warm(function)
-        if meta is None and self.cache.freshness(before) is not Freshness.FRESH:
-            self.scaler.wait_for_refresh(function, REFRESH_TIMEOUT)
-            meta = self._warm(function)
-        if meta is not None:
-            return meta
-        if self.cache.is_missing(function):
-            raise FunctionNotFound(*function)
-        after = self.cache.find(function)
-        if after is before and self.cache.freshness(after) is not Freshness.FRESH:
-            raise ProviderSilent("the provider has not told whether the function is at zero")
-        raise MayNotWake(function, self.settings.no_wake_status)
 
     # Hold
 
@@ -418,22 +382,6 @@ class ScaleZeroMiddleware:
         restore_path(environ, call.path)
         self._report(RequestReplayed(state.function, self._clock() - arrived))
         return self._pass_down_late(environ, call.start_response, renewed, arrived, call.path, last=True)
-
-    # Report
-
-    def _worker_report(self, worker: str) -> WorkerReport:
-        """Return what this worker does, for the others to see."""
-        now = self._clock()
-        states = self.cache.states()
-        pages = {state.function: 1 for state in states if now <= state.page_asked_at + PAGE_INTEREST}
-        return WorkerReport(
-            worker,
-            in_flight={state.function: len(state.in_flight) for state in states if state.in_flight},
-            waiting=pages | self.queue.by_function(),
-            unused_for={
-                state.function: now - state.last_used for state in states if now < state.last_used + KEEP
-            },
-        )
 
 
 class _Call(NamedTuple):

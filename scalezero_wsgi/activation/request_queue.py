@@ -1,4 +1,4 @@
-"""May this request wait, and until when?
+"""May this request go down at once? If not, may it wait, and until when?
 
 A held request takes a slot of the server. So only some may wait, each has a deadline, and each is checked
 now and then: has its client disconnected, is the worker told to stop?
@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .._lib.durations import label_seconds
 from .._lib.per_process import PerProcess
+from ..coordination.base import KEEP, WorkerReport
 from ..model import (
     Function,
     FunctionNotFound,
+    MayNotWake,
     NotAvailable,
     ProviderError,
     ProviderSilent,
@@ -25,7 +27,7 @@ from ..model import (
     TooManyWaiting,
 )
 from ..servers.watch import Lookout
-from .function_cache import FunctionCache, FunctionMeta
+from .function_cache import Freshness, FunctionCache, FunctionMeta
 from .outages import SILENT
 from .scaler import FunctionScaler
 from .single_flight import Flight
@@ -39,6 +41,12 @@ page, a 202 or, where all slots are taken, a refusal."""
 
 NOTICE = 0.02
 """Seconds in which a request without a slot notices that its function has to start."""
+
+REFRESH_TIMEOUT = 1.0
+"""Seconds that a request which activates nothing waits for the provider to tell the status."""
+
+PAGE_INTEREST = 10.0
+"""Seconds for which a waking page that asks keeps its function's flight going."""
 
 MAX_WAIT_LABEL = "scalezero.max-wait"
 
@@ -111,6 +119,36 @@ class RequestQueue:
         self._slots: PerProcess[_Slots] = PerProcess(_Slots)
         self._lookout: PerProcess[Lookout] = PerProcess(Lookout)
         self._release_lock = PerProcess(lambda: threading.Lock())
+
+    def warm(self, function: Function) -> FunctionMeta | None:
+        """Return the entry by which a request may be passed down at once; refresh it when it is not fresh."""
+        meta = self._cache.find(function)
+        if meta is None or not meta.available:
+            return None
+        match self._cache.freshness(meta):
+            case Freshness.EXPIRED:
+                return self._scaler.stale_if_error(function)
+            case Freshness.STALE:
+                self._scaler.refresh(function)
+        return meta
+
+    def only_if_warm(self, function: Function) -> FunctionMeta:
+        """Return the same for a request that activates nothing, once the provider has told.
+
+        :raises ScaleZeroError: the function is not served to it.
+        """
+        before, meta = self._cache.find(function), self.warm(function)
+        if meta is None and self._cache.freshness(before) is not Freshness.FRESH:
+            self._scaler.wait_for_refresh(function, REFRESH_TIMEOUT)
+            meta = self.warm(function)
+        if meta is not None:
+            return meta
+        if self._cache.is_missing(function):
+            raise FunctionNotFound(*function)
+        after = self._cache.find(function)
+        if after is before and self._cache.freshness(after) is not Freshness.FRESH:
+            raise ProviderSilent("the provider has not told whether the function is at zero")
+        raise MayNotWake(function, self._settings.no_wake_status)
 
     def hold(self, function: Function, caller: Caller, since: float = -math.inf) -> FunctionMeta:
         """Block until the function is available.
@@ -283,6 +321,20 @@ class RequestQueue:
     def by_function(self) -> dict[Function, int]:
         """Return how many requests wait in this process, for each function."""
         return dict(self._slots.get().by_function)
+
+    def report(self, worker: str) -> WorkerReport:
+        """Return what this worker does, for the others to see."""
+        now = self._clock()
+        states = self._cache.states()
+        pages = {state.function: 1 for state in states if now <= state.page_asked_at + PAGE_INTEREST}
+        return WorkerReport(
+            worker,
+            in_flight={state.function: len(state.in_flight) for state in states if state.in_flight},
+            waiting=pages | self.by_function(),
+            unused_for={
+                state.function: now - state.last_used for state in states if now < state.last_used + KEEP
+            },
+        )
 
     def _release_gradually(self, meta: FunctionMeta, caller: Caller, rate: float) -> None:
         """Give each request that waited for a start a moment of its own.

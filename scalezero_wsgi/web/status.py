@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..activation.activation import LEADER_SILENT
 from ..activation.function_cache import FunctionCache
+from ..activation.request_queue import PAGE_INTEREST
 from ..activation.scaler import FunctionScaler
 from ..model import Function, FunctionFailed, ProviderError, ProviderSilent, ScaleZeroError
 from ..pages import Progress
@@ -18,9 +19,6 @@ from .routing import Names
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
     from werkzeug.wrappers import Response
-
-PAGE_INTEREST = 10.0
-"""Seconds for which a waking page that asks keeps its function's flight going."""
 
 
 class StatusPage:

@@ -273,7 +273,7 @@ class TestTheFixedAnswer:
     def test_a_provider_that_hangs_holds_such_a_request_but_a_moment(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("scalezero_wsgi.middleware.REFRESH_TIMEOUT", 0.2)
+        monkeypatch.setattr("scalezero_wsgi.activation.request_queue.REFRESH_TIMEOUT", 0.2)
         gate = threading.Event()
         door = ScaleZeroMiddleware(
             App(), ScriptedProvider(lambda: UP if gate.wait(PATIENCE) else ZERO), no_wake=["path=*"]
