@@ -21,6 +21,7 @@ from wsgiref.validate import validator
 
 import pytest
 import trustme
+from gunicorn import config as gunicorn_config
 from werkzeug.middleware.lint import LintMiddleware
 from werkzeug.serving import make_server
 from werkzeug.test import EnvironBuilder, run_wsgi_app
@@ -861,7 +862,8 @@ def app(environ, start_response):
 @contextmanager
 def gunicorn(directory: Path) -> Iterator[int]:
     (directory / "front.py").write_text(FRONT)
-    command = "-m gunicorn --worker-class gthread --threads 4 --no-control-socket front:app --bind"
+    quiet = "--no-control-socket" if hasattr(gunicorn_config, "ControlSocket") else ""  # 23 has none
+    command = f"-m gunicorn --worker-class gthread --threads 4 {quiet} front:app --bind"
     with socket.create_server(("127.0.0.1", 0)) as listener:
         process = subprocess.Popen(
             [sys.executable, *command.split(), f"fd://{listener.fileno()}"],
