@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -37,8 +38,12 @@ class Server:
     def log(self) -> str:
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
-    def get(self, path: str, timeout: float = 30.0, **options: object) -> requests.Response:
-        return requests.get(self.url + path, timeout=timeout, **options)  # type: ignore[arg-type]
+    def get(
+        self, path: str, timeout: float = 30.0, headers: dict[str, str] | None = None, **options: Any
+    ) -> requests.Response:
+        # Or gunicorn, told to stop, would wait for two seconds for another request.
+        headers = {"Connection": "close", **(headers or {})}
+        return requests.get(self.url + path, timeout=timeout, headers=headers, **options)
 
     def workers(self) -> list[int]:
         return children(self.process.pid)

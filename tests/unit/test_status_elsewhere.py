@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from scalezero_wsgi import FunctionNotFound, ProviderError, ScaleZeroMiddleware
-from scalezero_wsgi.activation.activation import LEADER_SILENT
+from scalezero_wsgi.activation.activation import LEADER_SILENT, PROVIDER_PATIENCE
 from scalezero_wsgi.coordination.base import CoordinationError, SharedStatus
 from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.model import Function
@@ -91,7 +91,12 @@ def test_a_provider_that_fails_is_told_without_its_words() -> None:
     until(lambda: workers.told()["detail"] != "")
     assert workers.told()["state"] == "starting"
     assert workers.told()["detail"] == "The function's state cannot be told at the moment."
-    until(lambda: workers.is_told("unknown"))  # the leader has given up: a request has to ask again
+
+    def is_given_up_later() -> bool:
+        workers.clock.advance(PROVIDER_PATIENCE / 6)
+        return workers.is_told("unknown")  # the leader has given up: a request has to ask again
+
+    until(is_given_up_later, pause=0.05)
     provider.script[:] = [UP]
     assert ask(workers.second, headers=BROWSER)[0] == "200 OK"
 

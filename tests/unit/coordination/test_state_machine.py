@@ -225,9 +225,9 @@ def _settings(examples: int) -> settings:
 
 
 TestCalm = Calm.TestCase
-TestCalm.settings = _settings(60)
+TestCalm.settings = _settings(30)
 TestStormy = Stormy.TestCase
-TestStormy.settings = _settings(120)
+TestStormy.settings = _settings(60)
 
 
 @pytest.mark.soak

@@ -55,6 +55,10 @@ class _Unreadable:
 
 
 class TestCallbackProvider(ProviderContract):
+    @pytest.mark.soak
+    def test_a_function_that_cannot_start_is_tried_once_a_step(self, bench: ProviderBench) -> None:
+        super().test_a_function_that_cannot_start_is_tried_once_a_step(bench)
+
     @pytest.fixture
     def bench(self) -> ProviderBench:
         counts: dict[str, int] = {"hello": 0, "broken": 0}
