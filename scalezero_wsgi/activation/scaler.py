@@ -189,9 +189,11 @@ class FunctionScaler:
     def _join(
         self, function: Function, until: float, since: float, *, wanted_until: float, waiter: object = None
     ) -> Flight[FunctionMeta]:
-        self.refuse_while_resting(function)
-        if self._cache.is_missing(function):
-            raise FunctionNotFound(*function)
+        state, now = self._cache.peek(function), self._clock()
+        if state is not None:
+            state.refuse_while_resting(now)
+            if now <= state.missing_at + self._cache.missing_expiry:
+                raise FunctionNotFound(*function)
         return self._activations.join(
             function,
             partial(self.activate, function, since),

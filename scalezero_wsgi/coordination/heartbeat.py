@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from .leadership import LEASE, Leadership
+from .leadership import LEASE, LeasedLeadership
 
 if TYPE_CHECKING:
     from .peers import Peers
@@ -38,7 +38,7 @@ class Worker:
         self._peers = peers
         self._pid = os.getpid()
         self.name = f"{socket.gethostname()}:{self._pid}:{uuid.uuid4().hex[:8]}"
-        self.leaderships: set[Leadership] = set()
+        self.leaderships: set[LeasedLeadership] = set()
         self._acquiring: set[object] = set()
         self.lock = threading.Lock()
         self._stopped = threading.Event()

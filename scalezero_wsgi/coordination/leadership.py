@@ -30,21 +30,16 @@ class LeadershipLost(Exception):
 class Leadership:
     """The right to lead one flight, until the block of ``with`` ends.
 
-    :param lease: ``None``: the flight is not coordinated, since there is no store, or none that can be used.
-    :param deadline: returns the monotonic seconds up to which the lease is kept: a leader that takes longer
-        hangs.
+    This one holds no lease: there is no store, or none that can be used.
+
+    :param peers: whose store was lost; ``None``: there is none.
+    :ivar replaced: whether another worker leads, as far as was noticed: what was published last was refused.
     """
 
-    def __init__(self, peers: Peers, lease: Lease | None, deadline: Callable[[], float]) -> None:
-        self._peers = peers
-        self._lease = lease
-        self._deadline = deadline
-        self._deposed = False
-        self._acting_until = float("-inf")
-        self._published = 0
-        self._published_at = float("-inf")
-        if lease is not None:
-            peers.leaderships.add(self)
+    replaced = False
+
+    def __init__(self, peers: Peers | None = None) -> None:
+        self._lost_peers = peers
 
     def __enter__(self) -> Leadership:
         return self
@@ -52,30 +47,18 @@ class Leadership:
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    def publish(self, known: SharedStatus, *, is_update: bool = True) -> None:
+    def publish(self, shared: SharedStatus, *, is_update: bool = True) -> None:
         """Tell the other workers; what a deposed leader publishes is refused.
 
         :param is_update: ``False``: nothing has changed, so it is published again only now and then.
         """
-        lease, now = self._lease, self._peers.clock()
-        if lease is None or not (is_update or now >= self._published_at + RETELL):
-            return
-        self._published += 1
-        self._published_at = now
-        named = replace(known, name=f"{lease.token}.{self._published}")
-        self._note(self._peers.attempt(lambda store: store.publish(lease, named)))
-
-    @property
-    def replaced(self) -> bool:
-        """Whether another worker leads, as far as was noticed: what was published last was refused."""
-        return self._deposed
 
     def check(self) -> None:
         """Check that it makes sense to go on.
 
         :raises LeadershipLost: it does not.
         """
-        if self._deposed or (self._lease is None and self._peers.joined):
+        if self._lost_peers is not None and self._lost_peers.joined:
             raise LeadershipLost
 
     def confirm(self) -> None:
@@ -86,18 +69,65 @@ class Leadership:
 
         :raises LeadershipLost: it must not be done.
         """
-        self.renew()
         self.check()
+
+    def acting(self) -> contextlib.AbstractContextManager[None]:
+        """Hold this for the length of a call that changes something: the lease is kept, whoever still wants
+        its outcome, or another worker would make the same call beside it."""
+        return contextlib.nullcontext()
+
+    def others_wait(self, function: Function) -> bool:  # noqa: ARG002
+        """Return whether requests of other workers wait for the function, as they last reported; ``False``
+        if the store fails."""
+        return False
 
     def keep(self) -> None:
         """Keep the lease, unless its holder hangs."""
+
+    def end(self) -> None:
+        """Give the leadership back."""
+
+
+class LeasedLeadership(Leadership):
+    """A leadership that holds a lease.
+
+    :param deadline: returns the monotonic seconds up to which the lease is kept: a leader that takes longer
+        hangs.
+    """
+
+    def __init__(self, peers: Peers, lease: Lease, deadline: Callable[[], float]) -> None:
+        super().__init__()
+        self._peers = peers
+        self._lease = lease
+        self._deadline = deadline
+        self._acting_until = float("-inf")
+        self._published = 0
+        self._published_at = float("-inf")
+        peers.leaderships.add(self)
+
+    def publish(self, shared: SharedStatus, *, is_update: bool = True) -> None:  # noqa: D102
+        now = self._peers.clock()
+        if not (is_update or now >= self._published_at + RETELL):
+            return
+        self._published += 1
+        self._published_at = now
+        named = replace(shared, name=f"{self._lease.token}.{self._published}")
+        self._note(self._peers.attempt(lambda store: store.publish(self._lease, named)))
+
+    def check(self) -> None:  # noqa: D102
+        if self.replaced:
+            raise LeadershipLost
+
+    def confirm(self) -> None:  # noqa: D102
+        self.renew()
+        self.check()
+
+    def keep(self) -> None:  # noqa: D102
         if self._peers.clock() <= max(self._deadline(), self._acting_until):
             self.renew()
 
     @contextlib.contextmanager
-    def acting(self) -> Iterator[None]:
-        """Keep the lease for the length of a call that changes something, whoever still wants its outcome:
-        another worker would make the same call beside it."""
+    def acting(self) -> Iterator[None]:  # noqa: D102
         self._acting_until = self._peers.clock() + ACT
         try:
             yield
@@ -106,24 +136,15 @@ class Leadership:
 
     def renew(self) -> None:
         """Make the lease last from now on."""
-        if self._lease is not None:
-            lease = self._lease
-            self._note(self._peers.attempt(lambda store: store.renew(lease, LEASE)))
+        self._note(self._peers.attempt(lambda store: store.renew(self._lease, LEASE)))
 
-    def others_wait(self, function: Function) -> bool:
-        """Return whether requests of other workers wait for the function, as they last reported; ``False``
-        if the store fails."""
-        if self._lease is None:
-            return False
+    def others_wait(self, function: Function) -> bool:  # noqa: D102
         return self._peers.others_wait(function)
 
-    def end(self) -> None:
-        """Give it back."""
-        if self._lease is not None:
-            lease = self._lease
-            self._peers.leaderships.discard(self)
-            self._peers.attempt(lambda store: store.release(lease))
+    def end(self) -> None:  # noqa: D102
+        self._peers.leaderships.discard(self)
+        self._peers.attempt(lambda store: store.release(self._lease))
 
     def _note(self, taken: bool | None) -> None:
         if taken is False:  # None: the store cannot be used; then nobody else leads through it
-            self._deposed = True
+            self.replaced = True

@@ -15,7 +15,7 @@ from ..events import CoordinationLost, CoordinationRestored, Event, Reporter
 from ..model import Function, NotAvailable
 from .base import Changes, Coordination, CoordinationError, SharedStatus, WorkerReport
 from .heartbeat import BEAT, ROW, Worker
-from .leadership import LEASE, Leadership, LeadershipLost
+from .leadership import LEASE, Leadership, LeadershipLost, LeasedLeadership
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -68,6 +68,8 @@ class Peers:
         :param lead: makes the call, as the leader. What was shared before has been given to ``on_update``.
         :raises NotAvailable: the deadline came first.
         """
+        if self._store is None:
+            return lead(Leadership())
         while True:
             found = self._join(function, deadline, on_update)
             if not isinstance(found, Leadership):
@@ -94,7 +96,7 @@ class Peers:
         return self._worker.get().acquiring()
 
     @property
-    def leaderships(self) -> set[Leadership]:
+    def leaderships(self) -> set[LeasedLeadership]:
         """The leaderships that this process holds."""
         return self._worker.get().leaderships
 
@@ -166,14 +168,14 @@ class Peers:
         on_update: Callable[[SharedStatus, bool], T | None],
     ) -> Leadership | T:
         if self._store is None:
-            return Leadership(self, None, deadline)
+            return Leadership()
         self._start_heartbeat()
         if self._lost:
-            return Leadership(self, None, deadline)
+            return Leadership(self)
         try:
             return _Search(self, self._store, function, deadline, on_update).run()
         except CoordinationError:
-            return Leadership(self, None, deadline)
+            return Leadership(self)
 
     def _start_heartbeat(self) -> None:
         self._worker.get().start()
@@ -257,7 +259,7 @@ class _Search(Generic[T]):
             lease = self._use(lambda store: store.acquire(self._function, self._peers.worker, LEASE))
             if lease is None:
                 return None
-            leadership = Leadership(self._peers, lease, self._deadline)
+            leadership = LeasedLeadership(self._peers, lease, self._deadline)
         try:
             outcome = self._look()
         except BaseException:

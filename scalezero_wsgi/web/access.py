@@ -57,22 +57,27 @@ class Rules:
         default_namespace: str = "",
     ) -> None:
         self._no_wake = tuple(no_wake)
-        self._allowed = function_rule(["*"] if allow is None else allow, default_namespace)
-        self._denied = function_rule(deny, default_namespace)
-        self._wake = function_rule(["*"] if wake is None else wake, default_namespace)
+        # None: there is no such rule.
+        self._allowed = None if allow is None else function_rule(allow, default_namespace)
+        self._denied = function_rule(deny, default_namespace) if deny else None
+        self._wake = None if wake is None else function_rule(wake, default_namespace)
 
     def is_served(self, function: Function) -> bool:
-        """Whether the function exists for clients. If not, its requests are answered like those for one that
-        the provider does not know."""
-        return self._allowed(function) and not self._denied(function)
+        """Return whether the function exists for clients: requests for others are answered like those for one
+        that the provider does not know."""
+        if self._allowed is not None and not self._allowed(function):
+            return False
+        return self._denied is None or not self._denied(function)
 
     def may_be_woken(self, function: Function) -> bool:
-        """Whether any request may wake the function, if it is served."""
-        return self._wake(function)
+        """Return whether any request may wake the function, if it is served."""
+        return self._wake is None or self._wake(function)
 
     def may_wake(self, function: Function, environ: WSGIEnvironment) -> bool:
-        """Whether this request may wake the function."""
-        return self.may_be_woken(function) and not any(rule(environ) for rule in self._no_wake)
+        """Return whether this request may wake the function."""
+        if self._wake is not None and not self._wake(function):
+            return False
+        return not any(rule(environ) for rule in self._no_wake)
 
 
 def function_rule(patterns: Iterable[str], default_namespace: str = "") -> Callable[[Function], bool]:
