@@ -47,19 +47,24 @@ class Bounded(Generic[K, V]):
 
     def set(self, key: K, value: V) -> None:
         """Put ``value``, and drop what is too much."""
-        self.change(key, lambda _: value)
+        with self._lock.get():
+            self._put(key, value)
 
     def change(self, key: K, change: Callable[[V | None], V]) -> V:
         """Replace the value by ``change(value)`` in one step that no other writer comes between."""
         with self._lock.get():
-            value = self._values[key] = change(self._values.get(key))
-            self._order.pop(key, None)
-            self._order[key] = None
-            while len(self._order) > self._maxsize:
-                oldest = next(iter(self._order))
-                del self._order[oldest]
-                self._dropped(self._values.pop(oldest))
+            value = change(self._values.get(key))
+            self._put(key, value)
         return value
+
+    def _put(self, key: K, value: V) -> None:
+        self._values[key] = value
+        self._order.pop(key, None)
+        self._order[key] = None
+        while len(self._order) > self._maxsize:
+            oldest = next(iter(self._order))
+            del self._order[oldest]
+            self._dropped(self._values.pop(oldest))
 
     def pop(self, key: K) -> None:
         """Forget the key, if it is there."""
