@@ -396,7 +396,7 @@ class TestAnswers:
 
     def test_nothing_of_the_provider_is_told(self) -> None:
         error = ProviderError("GET http://admin:secret@10.0.0.1:8080/system/function/hello: 401")
-        door = ScaleZeroMiddleware(App(), ScriptedProvider(error), max_wait=0.2)
+        door = ScaleZeroMiddleware(App(), ScriptedProvider(error), max_wait=0.1)
         for accept in ("application/json", "text/html", "text/plain"):
             _, headers, body = ask(door, headers={"Accept": accept, "X-Call-Id": "abc"})
             told = body.decode() + str(headers)

@@ -136,6 +136,7 @@ def test_writers_at_once_lose_no_change_and_stay_within_the_bound() -> None:
     assert len(bounded) <= 8
 
 
+@pytest.mark.server
 def test_a_child_forked_while_a_writer_held_the_lock_can_write_and_keeps_the_bound() -> None:
     script = """
         import os

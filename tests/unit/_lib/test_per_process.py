@@ -56,6 +56,7 @@ def test_a_make_that_raises_is_tried_again_at_the_next_use() -> None:
     assert value.get() == "made"
 
 
+@pytest.mark.server
 def test_a_child_makes_its_own_value_and_the_parent_keeps_the_old_one() -> None:
     script = """
         import os

@@ -27,6 +27,7 @@ from scalezero_wsgi import (
     TooManyWaiting,
 )
 from scalezero_wsgi.activation.function_cache import FunctionMeta
+from scalezero_wsgi.activation.outages import SILENT
 from scalezero_wsgi.activation.request_queue import MAX_WAIT_LABEL, Caller, RequestQueue
 from scalezero_wsgi.activation.scaler import LATE, UNKNOWN_START
 from scalezero_wsgi.activation.single_flight import Flight
@@ -423,9 +424,13 @@ class TestWithoutAPlace:
             assert len(provider.queries) == 2
 
     def test_nor_when_its_provider_fails_or_is_silent(self) -> None:
-        gate = threading.Event()
-        for step in (lambda: UP if gate.wait(PATIENCE) else ZERO, ProviderError("down")):
-            clock = MovingClock()
+        clock, gate = MovingClock(), threading.Event()
+
+        def say_nothing() -> ReplicaStatus:
+            clock.advance(SILENT)
+            return UP if gate.wait(PATIENCE) else ZERO
+
+        for step in (say_nothing, ProviderError("down")):
             provider = self.BesideOther(UP, step)
             bench = Bench(provider, clock, max_waiting=1)
             bench.hold()

@@ -458,6 +458,7 @@ def test_at_no_time_do_two_calls_for_one_key_run() -> None:
     assert not any(single.under_way(key) for key in "abc")
 
 
+@pytest.mark.server
 def test_a_child_forked_during_a_flight_and_under_the_lock_has_flights_of_its_own() -> None:
     script = """
         import os, threading, time
