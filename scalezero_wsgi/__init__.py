@@ -4,8 +4,9 @@ Public are ``scalezero_wsgi``, ``.providers``, ``.proxy``, ``.coordination.base`
 ``.testing`` and ``.integrations.gunicorn``. All else may change in any release.
 """
 
-from .activation.function_cache import FunctionCache, FunctionMeta
+from .activation.function_cache import FunctionCache
 from .activation.scaler import FunctionScaler
+from .activation.state import FunctionMeta
 from .middleware import ScaleZeroMiddleware
 from .model import (
     Function,

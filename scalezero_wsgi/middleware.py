@@ -22,9 +22,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 from ._lib.bounded import Bounded
-from .activation.function_cache import FunctionCache, FunctionMeta
+from .activation.function_cache import FunctionCache
 from .activation.request_queue import RequestQueue
 from .activation.scaler import FunctionScaler
+from .activation.state import FunctionMeta
 from .configuration import check_provider, settings_for
 from .coordination.default import default_coordination
 from .coordination.peers import Peers

@@ -27,10 +27,10 @@ from ..coordination.leadership import Leadership
 from ..events import FunctionReady, ProviderFailed, ScaleRequested, StartFailed
 from ..model import Function, FunctionFailed, NotAvailable, ProviderError, ProviderSilent, ReplicaStatus
 from . import polling
-from .function_cache import Freshness, FunctionMeta
+from .function_cache import Freshness
 from .refresh import WATCH, Context, Refresh
 from .single_flight import Flight
-from .state import SETTLE
+from .state import SETTLE, FunctionMeta
 
 logger = logging.getLogger("scalezero_wsgi")
 

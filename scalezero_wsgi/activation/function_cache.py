@@ -9,13 +9,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from enum import Enum
 
 from .._lib.bounded import Bounded
 from .._lib.per_process import PerProcess
 from ..model import AT_ZERO, Function, ReplicaStatus
-from .state import REMEMBERED, FunctionState, median
+from .state import REMEMBERED, FunctionMeta, FunctionState, median
 
 MAXSIZE = 10_000
 
@@ -30,36 +30,6 @@ class Freshness(Enum):
     STALE = "use it, and refresh it behind the request"
     EXPIRED = "refresh it first"
     SUSPECT = "refresh it first: the application could not reach the function since"
-
-
-@dataclass(frozen=True, slots=True)
-class FunctionMeta:
-    """A status and when it was true.
-
-    :param last_refresh: monotonic seconds at which the provider was asked.
-    :param state: what else is remembered of the function.
-    :param suspect: the application could not reach the function since.
-    :ivar available: whether requests may be passed down by it.
-    """
-
-    last_refresh: float
-    status: ReplicaStatus
-    state: FunctionState = field(default_factory=FunctionState, compare=False, repr=False)
-    suspect: bool = False
-    available: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "available", self.status.available_replicas > 0 and not self.suspect)
-
-    @property
-    def function(self) -> Function:
-        """Whose status it is."""
-        return self.state.function
-
-    def expired(self, expiry: float, now: float | None = None) -> bool:
-        """Return whether ``now`` (monotonic seconds, by default the present) is *later than*
-        ``last_refresh + expiry``."""
-        return (time.monotonic() if now is None else now) > self.last_refresh + expiry
 
 
 class FunctionCache:

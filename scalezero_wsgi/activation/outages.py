@@ -6,12 +6,11 @@ Meanwhile a function that was last seen up goes on being served: *stale if error
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from .._lib.backoff import backoff_step
 from ..events import OutageBegan, OutageEnded, Reporter
 from ..model import ProviderError, ProviderSilent
-from .state import FunctionState
+from .state import FunctionState, Outage
 
 SILENT = 1.0
 """Seconds after which a provider that has not answered counts as failing."""
@@ -28,24 +27,6 @@ RECENT = 10.0
 
 FORGOTTEN = 300.0
 """Seconds after which it is forgotten."""
-
-
-class Outage(NamedTuple):
-    """Since when the provider fails for a function, and until when it is left alone.
-
-    :ivar silent: whether it failed by not answering.
-    :ivar slow: whether it has answered since it failed last, if slowly.
-    :ivar served: whether the function was served meanwhile.
-    """
-
-    error: ProviderError
-    since: float
-    failed_at: float
-    failures: int
-    retry_at: float
-    silent: bool
-    slow: bool = False
-    served: bool = False
 
 
 class Outages:

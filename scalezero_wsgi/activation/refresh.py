@@ -19,9 +19,10 @@ from ..model import (
     ReplicaStatus,
 )
 from ..providers.base import LearningProvider, Provider, WatchingProvider
-from .function_cache import FunctionCache, FunctionMeta
+from .function_cache import FunctionCache
 from .outages import Outages
 from .single_flight import Flight
+from .state import FunctionMeta
 
 T = TypeVar("T")
 

@@ -27,10 +27,11 @@ from ..model import (
     TooManyWaiting,
 )
 from ..servers.watch import Lookout
-from .function_cache import Freshness, FunctionCache, FunctionMeta
+from .function_cache import Freshness, FunctionCache
 from .outages import SILENT
 from .scaler import FunctionScaler
 from .single_flight import Flight
+from .state import FunctionMeta
 
 if TYPE_CHECKING:
     from ..settings import Settings

@@ -26,11 +26,11 @@ from ..model import (
 )
 from ..providers.base import DoubtingProvider, LearningProvider, Provider, WatchingProvider
 from .activation import Activation
-from .function_cache import FunctionCache, FunctionMeta
+from .function_cache import FunctionCache
 from .outages import SILENT, Outages
 from .refresh import Context, Refresh
 from .single_flight import Flight, SingleFlight
-from .state import FunctionState, median
+from .state import FunctionMeta, FunctionState, median
 
 LINGER = 60.0
 """Seconds for which a start is watched once nobody waits for it any more, unless a setting or label says

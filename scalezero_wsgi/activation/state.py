@@ -1,19 +1,16 @@
-"""Everything that one process remembers of one function."""
+"""Everything that one process remembers of one function; its parts are immutable and replaced whole."""
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from .._lib.backoff import backoff_step
 from ..coordination.base import Failure, SharedStatus, Start
-from ..model import Function, FunctionFailed, ReplicaStatus
-
-if TYPE_CHECKING:
-    from .function_cache import FunctionMeta
-    from .outages import Outage
+from ..model import Function, FunctionFailed, ProviderError, ReplicaStatus
 
 SETTLE = 2.0
 """Seconds that a provider may take to show the count that was set, before it is set again."""
@@ -50,6 +47,24 @@ class LastFailure:
     start: str
     reason: str
     retry_at: float
+
+
+class Outage(NamedTuple):
+    """Since when the provider fails for a function, and until when it is left alone.
+
+    :ivar silent: whether it failed by not answering.
+    :ivar slow: whether it has answered since it failed last, if slowly.
+    :ivar served: whether the function was served meanwhile.
+    """
+
+    error: ProviderError
+    since: float
+    failed_at: float
+    failures: int
+    retry_at: float
+    silent: bool
+    slow: bool = False
+    served: bool = False
 
 
 class FunctionState:
@@ -204,6 +219,36 @@ class FunctionState:
             self.start = LastStart(told.name, at, told.shown, up_at)
         elif mine.name == told.name and mine.up_at is None:
             self.start = replace(mine, shown=mine.shown or told.shown, up_at=up_at)
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionMeta:
+    """A status and when it was true.
+
+    :param last_refresh: monotonic seconds at which the provider was asked.
+    :param state: what else is remembered of the function.
+    :param suspect: the application could not reach the function since.
+    :ivar available: whether requests may be passed down by it.
+    """
+
+    last_refresh: float
+    status: ReplicaStatus
+    state: FunctionState = field(default_factory=FunctionState, compare=False, repr=False)
+    suspect: bool = False
+    available: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "available", self.status.available_replicas > 0 and not self.suspect)
+
+    @property
+    def function(self) -> Function:
+        """Whose status it is."""
+        return self.state.function
+
+    def expired(self, expiry: float, now: float | None = None) -> bool:
+        """Return whether ``now`` (monotonic seconds, by default the present) is *later than*
+        ``last_refresh + expiry``."""
+        return (time.monotonic() if now is None else now) > self.last_refresh + expiry
 
 
 def median(durations: Sequence[float]) -> float | None:

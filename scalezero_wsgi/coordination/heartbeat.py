@@ -10,13 +10,11 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
 
+from .base import Coordination
 from .leadership import LEASE, LeasedLeadership
-
-if TYPE_CHECKING:
-    from .peers import Peers
 
 logger = logging.getLogger("scalezero_wsgi")
 
@@ -28,13 +26,26 @@ ROW = 3.5
 """Seconds after its last report from which on a worker counts as gone."""
 
 
+T = TypeVar("T")
+
+
+class Beating(Protocol):
+    """What a worker needs of the peers."""
+
+    def heartbeat(self) -> None:
+        """Keep the leases, and report what this worker does."""
+
+    def attempt(self, call: Callable[[Coordination], T]) -> T | None:
+        """Call the store if it can be used; return ``None`` if not."""
+
+
 class Worker:
     """This process among its peers: its name, its leaderships, and the thread that keeps them.
 
     Of one process: not to be used after a fork.
     """
 
-    def __init__(self, peers: Peers) -> None:
+    def __init__(self, peers: Beating) -> None:
         self._peers = peers
         self._pid = os.getpid()
         self.name = f"{socket.gethostname()}:{self._pid}:{uuid.uuid4().hex[:8]}"

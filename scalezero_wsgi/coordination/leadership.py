@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol, TypeVar
 
 from ..model import Function
-from .base import Lease, SharedStatus
-
-if TYPE_CHECKING:
-    from .peers import Peers
+from .base import Coordination, Lease, SharedStatus
 
 LEASE = 2.0
 """Seconds after which a leader that says nothing is replaced."""
@@ -21,6 +18,29 @@ ACT = 120.0
 
 RETELL = 1.0
 """Seconds after which a leader publishes again what has not changed."""
+
+
+T = TypeVar("T")
+
+
+class Store(Protocol):
+    """What a leadership needs of the peers: their store, which may be lost and found."""
+
+    clock: Callable[[], float]
+
+    @property
+    def joined(self) -> bool:
+        """Whether there is a store that can be used."""
+
+    @property
+    def leaderships(self) -> set[LeasedLeadership]:
+        """The leaderships that this process holds."""
+
+    def attempt(self, call: Callable[[Coordination], T]) -> T | None:
+        """Call the store if it can be used; return ``None`` if not."""
+
+    def others_wait(self, function: Function) -> bool:
+        """See :meth:`Leadership.others_wait`."""
 
 
 class LeadershipLost(Exception):
@@ -38,7 +58,7 @@ class Leadership:
 
     replaced = False
 
-    def __init__(self, peers: Peers | None = None) -> None:
+    def __init__(self, peers: Store | None = None) -> None:
         self._lost_peers = peers
 
     def __enter__(self) -> Leadership:
@@ -95,7 +115,7 @@ class LeasedLeadership(Leadership):
         hangs.
     """
 
-    def __init__(self, peers: Peers, lease: Lease, deadline: Callable[[], float]) -> None:
+    def __init__(self, peers: Store, lease: Lease, deadline: Callable[[], float]) -> None:
         super().__init__()
         self._peers = peers
         self._lease = lease

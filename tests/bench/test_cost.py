@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from scalezero_wsgi import Function, FunctionCache, FunctionScaler, ReplicaStatus, ScaleZeroMiddleware
-from scalezero_wsgi.activation.function_cache import FunctionMeta
+from scalezero_wsgi.activation.state import FunctionMeta
 from scalezero_wsgi.middleware import WAITED
 
 Environ = dict[str, Any]

@@ -12,9 +12,9 @@ import pytest
 
 from scalezero_wsgi import FunctionCache, FunctionScaler, NotAvailable, ReplicaStatus
 from scalezero_wsgi.activation.activation import SLICE, UNWANTED_PAUSE
-from scalezero_wsgi.activation.function_cache import FunctionMeta
 from scalezero_wsgi.activation.scaler import LINGER, LINGER_LABEL
 from scalezero_wsgi.activation.single_flight import Flight
+from scalezero_wsgi.activation.state import FunctionMeta
 from scalezero_wsgi.model import ClientGone
 from tests.support.clock import Clock, MovingClock
 from tests.support.fakes import HELLO, STARTING, UP, ScriptedProvider

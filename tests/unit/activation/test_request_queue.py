@@ -26,11 +26,11 @@ from scalezero_wsgi import (
     Settings,
     TooManyWaiting,
 )
-from scalezero_wsgi.activation.function_cache import FunctionMeta
 from scalezero_wsgi.activation.outages import SILENT
 from scalezero_wsgi.activation.request_queue import MAX_WAIT_LABEL, Caller, RequestQueue
 from scalezero_wsgi.activation.scaler import LATE, UNKNOWN_START
 from scalezero_wsgi.activation.single_flight import Flight
+from scalezero_wsgi.activation.state import FunctionMeta
 from scalezero_wsgi.model import ClientGone, ProviderSilent, StillStarting, WorkerStopping
 from scalezero_wsgi.providers import Provider
 from scalezero_wsgi.servers.server import Server

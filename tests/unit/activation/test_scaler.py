@@ -20,8 +20,7 @@ from scalezero_wsgi import (
     ReplicaStatus,
 )
 from scalezero_wsgi.activation.activation import PROVIDER_PATIENCE
-from scalezero_wsgi.activation.function_cache import FunctionMeta
-from scalezero_wsgi.activation.state import SETTLE, STABLE
+from scalezero_wsgi.activation.state import SETTLE, STABLE, FunctionMeta
 from scalezero_wsgi.events import Event, FunctionReady, ProviderFailed, Reporter, ScaleRequested, StartFailed
 from scalezero_wsgi.providers import Provider
 from tests.support.clock import Clock

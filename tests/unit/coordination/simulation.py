@@ -24,9 +24,8 @@ from scalezero_wsgi import (
     ReplicaStatus,
     ScaleZeroError,
 )
-from scalezero_wsgi.activation.function_cache import FunctionMeta
 from scalezero_wsgi.activation.single_flight import Flight
-from scalezero_wsgi.activation.state import FunctionState
+from scalezero_wsgi.activation.state import FunctionMeta, FunctionState
 from scalezero_wsgi.coordination import CoordinationError
 from scalezero_wsgi.coordination.base import Changes, Lease, SharedStatus, WorkerReport
 from scalezero_wsgi.coordination.heartbeat import BEAT

@@ -7,7 +7,7 @@ import math
 import time
 
 from scalezero_wsgi import Function, FunctionCache, FunctionScaler
-from scalezero_wsgi.activation.function_cache import FunctionMeta
+from scalezero_wsgi.activation.state import FunctionMeta
 from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.coordination.peers import Peers
 from scalezero_wsgi.events import Reporter

@@ -11,12 +11,11 @@ import pytest
 
 from scalezero_wsgi import FunctionFailed, FunctionNotFound, ProviderError, ReplicaStatus
 from scalezero_wsgi.activation.activation import LEADER_SILENT, PROVIDER_PATIENCE, UNWANTED_PAUSE
-from scalezero_wsgi.activation.function_cache import FunctionMeta
 from scalezero_wsgi.activation.outages import FIRST_PAUSE, LONGEST_PAUSE
 from scalezero_wsgi.activation.refresh import FOLLOW
 from scalezero_wsgi.activation.scaler import LINGER
 from scalezero_wsgi.activation.single_flight import Flight
-from scalezero_wsgi.activation.state import SETTLE, STABLE
+from scalezero_wsgi.activation.state import SETTLE, STABLE, FunctionMeta
 from scalezero_wsgi.coordination import CoordinationError
 from scalezero_wsgi.coordination.base import Failure, ProviderFault, SharedStatus, Start
 from scalezero_wsgi.coordination.heartbeat import BEAT
