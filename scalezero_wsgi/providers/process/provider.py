@@ -29,18 +29,10 @@ from urllib.parse import unquote
 
 from ..._lib.per_process import PerProcess
 from ...model import Function, FunctionNotFound, ProviderError, ReplicaStatus
+from ..checks import not_allowed
 from ..probe import answers
 from ..url import read_url
-from .config import (
-    ProcessFunction,
-    Ready,
-    Stop,
-    checked_name,
-    digest,
-    functions_from_toml,
-    split_name,
-    wrong,
-)
+from .config import ProcessFunction, Ready, Stop, checked_name, digest, functions_from_toml, split_name
 from .group import ProcessId
 
 __all__ = ["ProcessFunction", "ProcessProvider", "Ready", "Stop"]
@@ -104,7 +96,7 @@ class ProcessProvider:
         self._functions = {checked_name(key): functions[key] for key in functions}
         for key, function in self._functions.items():
             if not isinstance(function, ProcessFunction):
-                raise wrong(f"function {key}", function, "a ProcessFunction")
+                raise not_allowed(f"function {key}", function, "a ProcessFunction")
         self._dir = Path(_default_dir(self._functions) if state_dir is None else state_dir)
         _make_private(self._dir)
         self._children: PerProcess[dict[Function, int]] = PerProcess(dict)
@@ -467,13 +459,15 @@ def _make_private(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.lstat()
     except OSError as error:
-        raise wrong("state_dir", str(path), f"a directory that can be made: {error.strerror}") from error
+        raise not_allowed(
+            "state_dir", str(path), f"a directory that can be made: {error.strerror}"
+        ) from error
     if path.is_symlink():
-        raise wrong("state_dir", str(path), "a directory, not a symbolic link")
+        raise not_allowed("state_dir", str(path), "a directory, not a symbolic link")
     if found.st_uid != os.geteuid():
-        raise wrong("state_dir", str(path), "a directory of the user who runs this")
+        raise not_allowed("state_dir", str(path), "a directory of the user who runs this")
     if found.st_mode & 0o077:
-        raise wrong("state_dir", str(path), "open to its owner only (mode 0700)")
+        raise not_allowed("state_dir", str(path), "open to its owner only (mode 0700)")
 
 
 def _last_lines(path: Path) -> str:
