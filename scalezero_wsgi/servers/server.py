@@ -1,27 +1,27 @@
 """The server around us: how many requests it can hold, its heartbeat, and whether it is told to stop.
 
-WSGI tells nothing of this. ``integrations.gunicorn`` does; uWSGI, waitress and cheroot can be looked at.
+WSGI says nothing about this. ``integrations.gunicorn`` fills it in for gunicorn; uWSGI, waitress and cheroot
+have objects of their own from which their capacity can be read.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from .._lib.per_process import PerProcess
+from .gunicorn import gunicorn_on_stack
+from .gunicorn import loading_gunicorn as loading_gunicorn  # until coordination imports it from there
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from _typeshed.wsgi import WSGIEnvironment
 
 UNKNOWN_CAPACITY = 100
-"""Requests that a threaded server is taken to serve at once when nothing tells how many."""
+"""Requests that a threaded server is assumed to serve at once when nothing says how many."""
 
 HOOK = "scalezero_wsgi.integrations.gunicorn"
 
@@ -30,7 +30,7 @@ _log = logging.getLogger("scalezero_wsgi")
 
 @dataclass(slots=True)
 class Server:
-    """What one worker process has told of itself.
+    """What is known of the server in one worker process.
 
     :ivar told: whether an integration filled this in.
     :ivar capacity: how many requests it can serve at once; ``None`` if it has not said.
@@ -48,12 +48,12 @@ _servers: PerProcess[Server] = PerProcess(Server)
 
 
 def this_server() -> Server:
-    """The server of this process; an integration fills it in."""
+    """Return the server of this process; an integration fills it in."""
     return _servers.get()
 
 
 def capacity_of(environ: WSGIEnvironment) -> int:
-    """How many requests the server can serve at once, as well as it can be told.
+    """Return how many requests the server can serve at once, as far as that can be found out.
 
     :param environ: of any of its requests; to be asked in the thread that serves it.
     """
@@ -65,8 +65,13 @@ def capacity_of(environ: WSGIEnvironment) -> int:
 
 
 def room_to_wait(capacity: int) -> int:
-    """How many requests may wait: a quarter of the places, and never fewer than one, stays free for warm
-    requests and health checks. Where there is one place only, one request may wait in it."""
+    """Return how many requests may wait.
+
+    A quarter of the server's places, and never fewer than one, stays free for warm requests and health
+    checks. Where there is one place only, one request may wait in it.
+
+    :param capacity: how many requests the server can serve at once.
+    """
     return max(1, capacity - max(1, -(-capacity // 4)))
 
 
@@ -90,7 +95,7 @@ def _cheroot() -> int | None:
 
 
 def cheroot_thread() -> Any:
-    """The current thread if it is one of cheroot's, which know their ``server`` and their ``conn``."""
+    """Return the current thread if it is one of cheroot's, which know their ``server`` and their ``conn``."""
     thread = threading.current_thread()
     return thread if type(thread).__module__ == "cheroot.workers.threadpool" else None
 
@@ -102,8 +107,8 @@ _warned = False
 
 
 def longest_wait() -> float:
-    """The longest ``max_wait`` of the middlewares that were made in this process or before it was forked,
-    in seconds."""
+    """Return the longest ``max_wait``, in seconds, of the middlewares that were made in this process or
+    before it was forked."""
     return _longest_wait
 
 
@@ -116,17 +121,15 @@ def middleware_made(max_wait: float) -> None:
 
 
 def warn_if_waiting_kills() -> None:
-    """Say, once, that gunicorn will kill a worker whose request waits. Cheap when there is nothing to say.
-
-    Only gunicorn's own objects know its time-out, whatever file, option or variable it came from. They are
-    on the call stack of an application being loaded, and of a request: the worker, the arbiter and the
-    application object, each a ``self`` that has the configuration as ``cfg``.
-    """
+    """Log, once, that gunicorn will kill a worker whose request waits. Cheap when there is nothing to log."""
     global _warned
-    if _warned or "gunicorn.arbiter" not in sys.modules or this_server().told:
+    if _warned or this_server().told:
         return
-    cfg = _gunicorn_config()
-    if cfg is None or cfg.worker_class_str not in ("sync", "tornado") or not 0 < cfg.timeout <= _longest_wait:
+    gunicorn = gunicorn_on_stack()
+    if gunicorn is None:
+        return
+    cfg = gunicorn.config
+    if cfg.worker_class_str not in ("sync", "tornado") or not 0 < cfg.timeout <= _longest_wait:
         return
     _warned = True
     _log.warning(
@@ -138,48 +141,3 @@ def warn_if_waiting_kills() -> None:
         cfg.timeout,
         HOOK,
     )
-
-
-def _gunicorn_config() -> Any:
-    for _, caller in _gunicorns_callers():
-        cfg = getattr(caller, "cfg", None)
-        if hasattr(cfg, "worker_class_str"):
-            return cfg
-    return None
-
-
-class Gunicorn(NamedTuple):
-    """A gunicorn that loads its application.
-
-    :ivar workers: how many it starts with.
-    :ivar uid: of its workers, which may differ from that of the master.
-    :ivar master: the master's process id.
-    """
-
-    workers: int
-    uid: int
-    master: int
-
-
-def loading_gunicorn() -> Gunicorn | None:
-    """The gunicorn on the call stack, if it is about to load its application: in a worker, or in the master
-    with ``--preload``."""
-    if "gunicorn.arbiter" not in sys.modules:
-        return None
-    callers = list(_gunicorns_callers())
-    loading = [caller for doing, caller in callers if doing == "gunicorn.app.base.wsgi"]
-    if not loading or not hasattr(getattr(loading[0], "cfg", None), "worker_class_str"):
-        return None
-    masters = [caller.ppid for _, caller in callers if hasattr(caller, "ppid")]
-    cfg: Any = loading[0].cfg
-    return Gunicorn(cfg.workers, cfg.uid, masters[0] if masters else os.getpid())
-
-
-def _gunicorns_callers() -> Iterator[tuple[str, Any]]:
-    """gunicorn's methods on the call stack, each with its ``self``."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        module = str(frame.f_globals.get("__name__", ""))
-        if module.startswith("gunicorn."):
-            yield f"{module}.{frame.f_code.co_name}", frame.f_locals.get("self")
-        frame = frame.f_back

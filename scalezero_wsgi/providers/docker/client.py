@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ..._lib.durations import seconds
 from ..._lib.per_process import PerProcess
-from ...model import MissingExtra, ProviderError, ScaleZeroError, SettingError
+from ...model import MissingExtra, ProviderError, ScaleZeroError
+from ..checks import not_allowed, positive_duration
 from ..url import read_url
 
 if TYPE_CHECKING:
@@ -50,17 +50,14 @@ class DockerClients:
         cert_path: str | None = None,
         extra: str = "docker",
     ) -> None:
-        self.timeout = duration("timeout", timeout)
+        self.timeout = positive_duration("timeout", timeout)
         if url is None:
             url = os.environ.get("DOCKER_HOST") or _DEFAULT_URL
             if cert_path is None and os.environ.get("DOCKER_TLS_VERIFY"):
                 cert_path = os.environ.get("DOCKER_CERT_PATH") or str(Path.home() / ".docker")
         self.url = _checked(url)
         if cert_path is not None and not Path(cert_path).is_dir():
-            raise SettingError(
-                f"cert_path = {cert_path!r} is not allowed; it must be the directory of"
-                " ca.pem, cert.pem and key.pem"
-            )
+            raise not_allowed("cert_path", cert_path, "the directory of ca.pem, cert.pem and key.pem")
         self._cert_path = cert_path
         try:
             import docker  # noqa: F401 - asks now whether it is there, so that the start fails, not a request
@@ -213,24 +210,8 @@ def engine_url(url: str, name: str, allowed: tuple[str, ...]) -> tuple[str | Non
     if parts.scheme.startswith(f"{name}+"):
         scheme = parts.scheme.removeprefix(f"{name}+")
         return _checked(f"{scheme}://{parts.netloc}{parts.path}"), keywords
-    raise SettingError(
-        f"provider = {_without_login(parts.geturl())!r} is not allowed; it must be {name}://,"
-        f" {name}+unix:///path or {name}+tcp://host:port"
-    )
-
-
-def duration(key: str, value: object) -> float:
-    """Read a duration of more than zero seconds.
-
-    :raises SettingError: it names the keyword, the value and what is allowed.
-    """
-    try:
-        result = seconds(value)
-    except ValueError as error:
-        raise SettingError(f"{key}: {error}") from error
-    if not result:
-        raise SettingError(f"{key} = {value!r} is not allowed; it must be more than 0 seconds")
-    return result
+    allowed_urls = f"{name}://, {name}+unix:///path or {name}+tcp://host:port"
+    raise not_allowed("provider", _without_login(parts.geturl()), allowed_urls)
 
 
 def _checked(url: object) -> str:
@@ -244,10 +225,8 @@ def _checked(url: object) -> str:
         if there and plain and parts.scheme in _SCHEMES and not (parts.scheme == "unix" and parts.netloc):
             return url
         url = _without_login(url)
-    raise SettingError(
-        f"url = {url!r} is not allowed; it must be unix:///path, tcp://host:port, http://host:port or"
-        " https://host:port, without a login"
-    )
+    allowed = "unix:///path, tcp://host:port, http://host:port or https://host:port, without a login"
+    raise not_allowed("url", url, allowed)
 
 
 def _without_login(url: str) -> str:

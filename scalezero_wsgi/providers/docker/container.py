@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from signal import Signals
 from typing import Any
 
-from ...model import Function, ProviderError, SettingError
+from ...model import Function
+from ..checks import READY_LABEL_ALLOWED, URL_PATH, label_not_allowed, not_allowed
 from .probe import Address, OwnAddress
 
 FUNCTION = "scalezero.function"
@@ -29,7 +30,6 @@ IMAGE_MISSING = "its image is missing"
 # As the engine has it; Compose is stricter.
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}", re.ASCII)
 _HOST = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9.-]*[a-zA-Z0-9])?|[0-9a-fA-F:]*:[0-9a-fA-F:.]*", re.ASCII)
-_URL_PATH = re.compile(r"/[!-~]*", re.ASCII)
 _WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 - nothing is bound here
 _LOOPBACK = ("127.0.0.1", "::1")
 
@@ -57,9 +57,9 @@ class Reach:
         host: object = self.host
         network: object = self.network
         if host is not None and not (isinstance(host, str) and _HOST.fullmatch(host)):
-            raise SettingError(f"host = {host!r} is not allowed; it must be a host's name or address")
+            raise not_allowed("host", host, "a host's name or address")
         if network is not None and not (isinstance(network, str) and is_name(network)):
-            raise SettingError(f"network = {network!r} is not allowed; it must be a Docker network's name")
+            raise not_allowed("network", network, "a Docker network's name")
 
     def published(self, host_ip: str) -> str | None:
         """The address of a port that was published on ``host_ip``."""
@@ -151,8 +151,8 @@ class Container:
         value = self.labels.get(_READY, "tcp")
         if value == "tcp":
             return None
-        if not _URL_PATH.fullmatch(value):
-            raise _wrong(_READY, value, "tcp, or a path such as / or /healthz, percent-encoded")
+        if not URL_PATH.fullmatch(value):
+            raise label_not_allowed(f"label {_READY}", value, READY_LABEL_ALLOWED)
         return value
 
     @property
@@ -187,14 +187,10 @@ def function_of(name: str, labels: Mapping[str, str]) -> Function | None:
     return Function(name, labels.get(NAMESPACE, ""))
 
 
-def _wrong(label: str, value: str, allowed: str) -> ProviderError:
-    return ProviderError(f"label {label} = {value!r} is not allowed; it must be {allowed}")
-
-
 def _one_of(labels: Mapping[str, str], label: str, allowed: tuple[str, ...], default: str) -> str:
     value = labels.get(label, default)
     if value not in allowed:
-        raise _wrong(label, value, " or ".join(allowed))
+        raise label_not_allowed(f"label {label}", value, " or ".join(allowed))
     return value
 
 
@@ -248,7 +244,7 @@ def _port(inspected: Mapping[str, Any], labels: Mapping[str, str]) -> int | None
     if _PORT in labels:
         text = labels[_PORT]
         if not (text.isascii() and text.isdecimal() and 0 < int(text) < 65536):
-            raise _wrong(_PORT, text, "a port from 1 to 65535")
+            raise label_not_allowed(f"label {_PORT}", text, "a port from 1 to 65535")
         return int(text)
     published = inspected["HostConfig"].get("PortBindings") or {}
     exposed = inspected["Config"].get("ExposedPorts") or {}

@@ -36,7 +36,8 @@ from typing import Self
 
 from ..._lib.bounded import Bounded
 from ...model import Function, FunctionNotFound, ReplicaStatus
-from .client import DockerClients, duration, engine_url
+from ..checks import positive_duration
+from .client import DockerClients, engine_url
 from .container import Container, Reach
 from .engine import CannotStart, DockerEngine
 from .probe import Address
@@ -79,7 +80,7 @@ class DockerProvider:
         cert_path: str | None = None,
     ) -> None:
         self._clients = DockerClients(url, timeout=timeout, cert_path=cert_path)
-        self._after_timeout = duration("after_timeout", after_timeout)
+        self._after_timeout = positive_duration("after_timeout", after_timeout)
         self._engine = DockerEngine(self._clients, Reach(host, self._clients.host, network))
         self._blocked: Bounded[Function, str] = Bounded(10_000)
         self._answered: Bounded[Function, Mapping[str, str]] = Bounded(10_000)

@@ -27,8 +27,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Self
 
-from ..._lib.durations import seconds
 from ...model import Function, FunctionNotFound, ProviderError, ReplicaStatus, SettingError
+from ..checks import duration, not_allowed, positive_duration
 from ..url import read_url
 from . import objects
 from .api import ApiError, KubernetesApi
@@ -96,21 +96,19 @@ class KubernetesProvider:
         timeout: float | str = 5.0,
     ) -> None:
         if not NAMESPACE.fullmatch(str(namespace)):
-            raise _wrong("namespace", namespace, "a name of a-z, 0-9 and '-', at most 63 characters")
+            raise not_allowed("namespace", namespace, "a name of a-z, 0-9 and '-', at most 63 characters")
         if address not in ("service", "pod"):
-            raise _wrong("address", address, "'service' or 'pod'")
+            raise not_allowed("address", address, "'service' or 'pod'")
         self.own_namespace = str(namespace)
         self._kind = _kind(kind)
-        self._timeout = _duration("timeout", timeout)
-        if not self._timeout:
-            raise _wrong("timeout", timeout, "more than 0")
+        self._timeout = positive_duration("timeout", timeout)
         self._api = KubernetesApi(kubeconfig or None, context or None)
         self._looks = Looks(
             self._api,
             self._kind,
             _template(service) if service else None,
             by_pod=address == "pod",
-            pending_timeout=_duration("pending_timeout", pending_timeout),
+            pending_timeout=duration("pending_timeout", pending_timeout),
         )
 
     @classmethod
@@ -238,23 +236,12 @@ class KubernetesProvider:
                 return
 
 
-def _wrong(keyword: str, value: object, allowed: str) -> SettingError:
-    return SettingError(f"{keyword} = {value!r} is not allowed; it must be {allowed}")
-
-
-def _duration(keyword: str, value: object) -> float:
-    try:
-        return seconds(value)
-    except ValueError as error:
-        raise SettingError(f"{keyword}: {error}") from error
-
-
 def _kind(kind: object) -> Kind:
     if isinstance(kind, str) and kind in KINDS:
         return KINDS[kind]
     if isinstance(kind, str) and (custom := _CUSTOM.fullmatch(kind)):
         return objects.custom_kind(*custom.groups())
-    raise _wrong("kind", kind, f"{', '.join(KINDS)}, or a custom resource as 'group/version/plural'")
+    raise not_allowed("kind", kind, f"{', '.join(KINDS)}, or a custom resource as 'group/version/plural'")
 
 
 def _template(service: object) -> str:
@@ -263,4 +250,4 @@ def _template(service: object) -> str:
             return service
     except (LookupError, ValueError, AttributeError):
         pass
-    raise _wrong("service", service, "a name, which may hold {name}, or None")
+    raise not_allowed("service", service, "a name, which may hold {name}, or None")

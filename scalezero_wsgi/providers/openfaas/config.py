@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from ..._lib.durations import seconds
 from ...model import SettingError
+from ..checks import not_allowed
 from ..url import read_url
 
 NAME = re.compile(r"[-a-zA-Z0-9_][-a-zA-Z0-9_.]{0,252}", re.ASCII)
@@ -36,11 +36,6 @@ class Credentials(NamedTuple):
         return "Credentials(***)"
 
 
-def wrong(keyword: str, value: object, allowed: str) -> SettingError:
-    """The error that names the keyword, its value and what is allowed."""
-    return SettingError(f"{keyword} = {value!r} is not allowed; it must be {allowed}")
-
-
 def parameters(url: object, known: Collection[str]) -> tuple[str, dict[str, str]]:
     """Split ``openfaas+http://...?keyword=value`` into the gateway's URL and the keywords.
 
@@ -48,7 +43,7 @@ def parameters(url: object, known: Collection[str]) -> tuple[str, dict[str, str]
     """
     allowed = "openfaas+http://... or openfaas+https://..."
     if not isinstance(url, str) or not _VISIBLE.fullmatch(url):
-        raise wrong("url", _shown(url), allowed)
+        raise not_allowed("url", _shown(url), allowed)
     if "@" in url.partition("?")[2]:  # what stands before it may be a password
         raise SettingError("url is not allowed; after the '?' and in a password '@' must be written '%40'")
     try:
@@ -56,24 +51,24 @@ def parameters(url: object, known: Collection[str]) -> tuple[str, dict[str, str]
     except SettingError:
         raise
     except ValueError:
-        raise wrong("url", _shown(url), allowed) from None
+        raise not_allowed("url", _shown(url), allowed) from None
     if parts.scheme not in ("openfaas+http", "openfaas+https"):
-        raise wrong("url", _shown(url), allowed)
+        raise not_allowed("url", _shown(url), allowed)
     return urlunsplit(parts).removeprefix("openfaas+"), keywords
 
 
 def split_url(url: object) -> tuple[str, Credentials | None]:
     """The gateway's base URL, without a slash at its end, and the credentials that were in it."""
     if not isinstance(url, str) or not _VISIBLE.fullmatch(url):
-        raise wrong("url", _shown(url), _URL_ALLOWED)
+        raise not_allowed("url", _shown(url), _URL_ALLOWED)
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
         (host or "").encode("idna")
     except ValueError:
-        raise wrong("url", _shown(url), _URL_ALLOWED) from None
+        raise not_allowed("url", _shown(url), _URL_ALLOWED) from None
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
-        raise wrong("url", _shown(url), _URL_ALLOWED)
+        raise not_allowed("url", _shown(url), _URL_ALLOWED)
     base = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
     username, password = (text and unquote(text) for text in (parts.username, parts.password))
     return base, basic(username, password)
@@ -147,25 +142,14 @@ def _trimmed(path: Path) -> str:
 def existing(keyword: str, path: str | os.PathLike[str] | None) -> str | None:
     """A file that is there."""
     if path is not None and not Path(path).is_file():
-        raise wrong(keyword, os.fspath(path), "a file")
+        raise not_allowed(keyword, os.fspath(path), "a file")
     return None if path is None else os.fspath(path)
-
-
-def duration(keyword: str, value: object) -> float:
-    """Seconds, more than 0."""
-    try:
-        result = seconds(value)
-    except ValueError as error:
-        raise SettingError(f"{keyword}: {error}") from error
-    if not result:
-        raise wrong(keyword, value, "more than 0 seconds")
-    return result
 
 
 def name_or_none(keyword: str, value: object) -> str:
     """A name, or an empty text."""
     if not isinstance(value, str) or (value and not NAME.fullmatch(value)):
-        raise wrong(keyword, value, "a name, or empty")
+        raise not_allowed(keyword, value, "a name, or empty")
     return value
 
 
@@ -173,10 +157,10 @@ def name_list(keyword: str, value: object) -> tuple[str, ...]:
     """Names from a list, or from a text with commas between."""
     names = value.split(",") if isinstance(value, str) and value else value or ()
     if not isinstance(names, Iterable):
-        raise wrong(keyword, value, _NAMESPACES_ALLOWED)
+        raise not_allowed(keyword, value, _NAMESPACES_ALLOWED)
     result = tuple(names)
     if not all(isinstance(name, str) and NAME.fullmatch(name) for name in result):
-        raise wrong(keyword, value, _NAMESPACES_ALLOWED)
+        raise not_allowed(keyword, value, _NAMESPACES_ALLOWED)
     return result
 
 
@@ -187,14 +171,14 @@ def template(endpoint: object) -> str | None:
     if endpoint == "gateway":
         return "{gateway}/function/{function}"
     if not isinstance(endpoint, str):
-        raise wrong("endpoint", endpoint, _ENDPOINT_ALLOWED)
+        raise not_allowed("endpoint", endpoint, _ENDPOINT_ALLOWED)
     try:
         parts = urlsplit(endpoint.format(name="name", namespace="namespace"))
         host, _ = parts.hostname, parts.port
     except (LookupError, ValueError, AttributeError):
-        raise wrong("endpoint", _shown(endpoint), _ENDPOINT_ALLOWED) from None
+        raise not_allowed("endpoint", _shown(endpoint), _ENDPOINT_ALLOWED) from None
     if parts.scheme not in ("http", "https") or not host or "@" in parts.netloc or parts.query:
-        raise wrong("endpoint", _shown(endpoint), _ENDPOINT_ALLOWED)
+        raise not_allowed("endpoint", _shown(endpoint), _ENDPOINT_ALLOWED)
     return endpoint.rstrip("/")
 
 
@@ -203,7 +187,7 @@ def ready_path(ready: object, endpoint: object) -> str | None:
     if ready is None:
         return None
     if not isinstance(ready, str) or not _VISIBLE.fullmatch(ready) or not ready.startswith("/"):
-        raise wrong("ready", ready, "a path such as '/_/ready', percent-encoded")
+        raise not_allowed("ready", ready, "a path such as '/_/ready', percent-encoded")
     if endpoint is None:
-        raise wrong("ready", ready, "given together with endpoint")
+        raise not_allowed("ready", ready, "given together with endpoint")
     return ready

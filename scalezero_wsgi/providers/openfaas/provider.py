@@ -35,6 +35,7 @@ from typing import Any, NoReturn, Self, TypeVar
 
 from ..._lib.bounded import Bounded
 from ...model import Function, FunctionNotFound, ProviderError, ReplicaStatus
+from ..checks import positive_duration
 from . import config
 from .http import Answer, Client
 
@@ -112,9 +113,9 @@ class OpenFaaSProvider:
             config.mounted(secret_mount_path),
             config.bearer(token),
         )
-        self._timeout = config.duration("timeout", timeout)
+        self._timeout = positive_duration("timeout", timeout)
         self._client = Client(
-            config.duration("connect_timeout", connect_timeout), config.existing("ca_file", ca_file)
+            positive_duration("connect_timeout", connect_timeout), config.existing("ca_file", ca_file)
         )
         self.own_namespace = config.name_or_none("namespace", namespace)
         self._namespaces = config.name_list("namespaces", namespaces)

@@ -13,32 +13,19 @@ from signal import Signals
 from types import MappingProxyType
 from typing import Any
 
-from ..._lib.durations import seconds
 from ...model import Function, SettingError
+from ..checks import URL_PATH, duration, not_allowed
 
 _NAME_PART = re.compile(r"[a-zA-Z0-9_]([-a-zA-Z0-9_.]{0,61}[a-zA-Z0-9_])?", re.ASCII)
-_URL_PATH = re.compile(r"/[!-~]*", re.ASCII)
-
-
-def wrong(key: str, value: object, allowed: str) -> SettingError:
-    """The error that names the setting, its value and what is allowed."""
-    return SettingError(f"{key} = {value!r} is not allowed; it must be {allowed}")
 
 
 def _table(name: str, value: object, allowed: Collection[str]) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise wrong(name, value, f"a table with the keys {', '.join(allowed)}")
+        raise not_allowed(name, value, f"a table with the keys {', '.join(allowed)}")
     for key in value:
         if key not in allowed:
             raise SettingError(f"{name}: unknown key {key!r} ({value[key]!r}); allowed: {', '.join(allowed)}")
     return dict(value)
-
-
-def _duration(key: str, value: object) -> float:
-    try:
-        return seconds(value)
-    except ValueError as error:
-        raise SettingError(f"{key}: {error}") from error
 
 
 def _is_text(value: object) -> bool:
@@ -58,11 +45,11 @@ class Ready:
     timeout: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.path is not None and not (_is_text(self.path) and _URL_PATH.fullmatch(self.path)):
-            raise wrong("ready.path", self.path, "a path such as '/' or '/healthz', percent-encoded")
-        object.__setattr__(self, "timeout", _duration("ready.timeout", self.timeout))
+        if self.path is not None and not (_is_text(self.path) and URL_PATH.fullmatch(self.path)):
+            raise not_allowed("ready.path", self.path, "a path such as '/' or '/healthz', percent-encoded")
+        object.__setattr__(self, "timeout", duration("ready.timeout", self.timeout))
         if not self.timeout:
-            raise wrong("ready.timeout", self.timeout, "more than 0 seconds")
+            raise not_allowed("ready.timeout", self.timeout, "more than 0 seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +66,8 @@ class Stop:
 
     def __post_init__(self) -> None:
         if f"SIG{self.signal}" not in Signals.__members__:
-            raise wrong("stop.signal", self.signal, "a signal's name such as 'TERM', 'INT' or 'QUIT'")
-        object.__setattr__(self, "grace", _duration("stop.grace", self.grace))
+            raise not_allowed("stop.signal", self.signal, "a signal's name such as 'TERM', 'INT' or 'QUIT'")
+        object.__setattr__(self, "grace", duration("stop.grace", self.grace))
 
     @property
     def signum(self) -> Signals:
@@ -111,17 +98,17 @@ class ProcessFunction:
         env: object = self.env
         cwd: object = self.cwd
         if not (isinstance(command, list | tuple) and command and all(map(_is_text, command)) and command[0]):
-            raise wrong("command", command, "a list of strings that begins with the program")
+            raise not_allowed("command", command, "a list of strings that begins with the program")
         if not isinstance(env, Mapping) or not all(map(_is_text, env.values())):
-            raise wrong("env", env, "a table of strings")
+            raise not_allowed("env", env, "a table of strings")
         if not all(_is_text(name) and name and "=" not in name for name in env):
-            raise wrong("env", env, "a table whose keys are names without '='")
+            raise not_allowed("env", env, "a table whose keys are names without '='")
         if cwd is not None and not (isinstance(cwd, str | Path) and _is_text(str(cwd))):
-            raise wrong("cwd", cwd, "the path of a directory")
+            raise not_allowed("cwd", cwd, "the path of a directory")
         if not isinstance(self.ready, Ready):
-            raise wrong("ready", self.ready, "a Ready")
+            raise not_allowed("ready", self.ready, "a Ready")
         if not isinstance(self.stop, Stop):
-            raise wrong("stop", self.stop, "a Stop")
+            raise not_allowed("stop", self.stop, "a Stop")
         object.__setattr__(self, "command", tuple(self.command))
         object.__setattr__(self, "env", MappingProxyType(dict(self.env)))
 
@@ -138,7 +125,7 @@ def functions_from_toml(path: str | os.PathLike[str]) -> dict[str, ProcessFuncti
         raise SettingError(f"{os.fspath(path)} cannot be read: {error}") from error
     tables = _table("the file", content, ("functions",)).get("functions")
     if not isinstance(tables, Mapping) or not tables:
-        raise wrong("functions", tables, "one table [functions.<name>] or more")
+        raise not_allowed("functions", tables, "one table [functions.<name>] or more")
     base = Path(path).parent
     return {key: _from_table(key, table, base) for key, table in tables.items()}
 
@@ -161,7 +148,7 @@ def _ready(value: object) -> Ready:
     table = _table("ready", value, ("path", "tcp", "timeout"))
     tcp = table.pop("tcp", "path" not in table)
     if tcp is not ("path" not in table):
-        raise wrong("ready.tcp", tcp, "true, or left out when there is a path")
+        raise not_allowed("ready.tcp", tcp, "true, or left out when there is a path")
     return Ready(**table)
 
 
@@ -172,7 +159,9 @@ def checked_name(key: str) -> Function:
     """
     function = split_name(key)
     if not all(map(_NAME_PART.fullmatch, function if "." in key else function[:1])):
-        raise wrong("functions", key, "'name' or 'name.namespace', of letters, digits, '-', '_' and '.'")
+        raise not_allowed(
+            "functions", key, "'name' or 'name.namespace', of letters, digits, '-', '_' and '.'"
+        )
     return function
 
 

@@ -1,4 +1,4 @@
-"""What a process shows of itself: to the kernel, with its group, and on its port."""
+"""A process and its group, as the kernel knows them."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class ProcessId:
 
     @classmethod
     def of(cls, pid: int) -> Self:
-        """The process that has this id now."""
-        look = _look(pid)
-        return cls(pid, look.started if look else "")
+        """Return the process that has this id now."""
+        stat = _read_stat(pid)
+        return cls(pid, stat.started if stat else "")
 
     def lives(self) -> bool:
-        """Whether it is there, and no zombie."""
-        look = _look(self.pid)
-        return look is not None and look.started == self.started and look.alive
+        """Return whether it is there, and no zombie."""
+        stat = _read_stat(self.pid)
+        return stat is not None and stat.started == self.started and stat.alive
 
     def group_lives(self) -> bool:
-        """Whether its group has members other than zombies."""
+        """Return whether its group has members other than zombies."""
         try:
             os.killpg(self.pid, 0)
         except OSError:
@@ -44,8 +44,8 @@ class ProcessId:
             return False
         if not _has_proc():
             return True
-        looks = (_look(int(entry.name)) for entry in _PROC.iterdir() if entry.name.isdigit())
-        return any(look and look.group == self.pid and look.alive for look in looks)
+        stats = (_read_stat(int(entry.name)) for entry in _PROC.iterdir() if entry.name.isdigit())
+        return any(stat and stat.group == self.pid and stat.alive for stat in stats)
 
     def signal(self, signum: Signals) -> None:
         """Signal the process and its children."""
@@ -55,11 +55,14 @@ class ProcessId:
 
     def _has_group(self) -> bool:
         """Whether the group is still its own; not if the id has gone to another process."""
-        look = _look(self.pid)
-        return bool(self.pid) and (look is None or look.started == self.started)
+        stat = _read_stat(self.pid)
+        return bool(self.pid) and (stat is None or stat.started == self.started)
 
 
-class _Look(NamedTuple):
+NO_PROCESS = ProcessId(0, "")
+
+
+class _Stat(NamedTuple):
     """A process as the kernel shows it."""
 
     state: str
@@ -71,8 +74,8 @@ class _Look(NamedTuple):
         return self.state not in "ZX"
 
 
-def _look(pid: int) -> _Look | None:
-    """Look at a process; ``None`` if there is none."""
+def _read_stat(pid: int) -> _Stat | None:
+    """Ask the kernel for a process; ``None`` if there is none."""
     try:
         # proc_pid_stat(5). The second field is in parentheses and may hold anything, even parentheses.
         fields = (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
@@ -80,12 +83,12 @@ def _look(pid: int) -> _Look | None:
         if _has_proc():
             return None
     else:
-        return _Look(fields[0], int(fields[2]), fields[19])
+        return _Stat(fields[0], int(fields[2]), fields[19])
     try:
         os.kill(pid, 0)
     except OSError:
         return None
-    return _Look("?", pid, "")
+    return _Stat("?", pid, "")
 
 
 def _has_proc() -> bool:

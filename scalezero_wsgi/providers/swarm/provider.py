@@ -39,8 +39,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeVar
 
 from ..._lib.bounded import Bounded
-from ...model import Function, FunctionNotFound, ProviderError, ReplicaStatus, SettingError
-from ..docker.client import DockerClients, duration, engine_errors, engine_url
+from ...model import Function, FunctionNotFound, ProviderError, ReplicaStatus
+from ..checks import not_allowed, positive_duration
+from ..docker.client import DockerClients, engine_errors, engine_url
 from ..docker.probe import Address
 from .service import FUNCTION, Port, Service, Task, culprit, task_of
 
@@ -91,7 +92,7 @@ class SwarmProvider:
         network: str | None = None,
         cert_path: str | None = None,
     ) -> None:
-        self._pending_timeout = duration("pending_timeout", pending_timeout)
+        self._pending_timeout = positive_duration("pending_timeout", pending_timeout)
         self._own_host = _text("host", host, "the name or address of a host")
         self._network = _text("network", network, "the name of a network")
         self._clients = DockerClients(url, timeout=timeout, cert_path=cert_path, extra="swarm")
@@ -338,7 +339,7 @@ class SwarmProvider:
 def _text(key: str, value: object, allowed: str) -> str | None:
     if value is None or (isinstance(value, str) and value):
         return value
-    raise SettingError(f"{key} = {value!r} is not allowed; it must be {allowed}")
+    raise not_allowed(key, value, allowed)
 
 
 def _url(api: Any, path: str) -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Self
 
-from ...model import Function, ProviderError
+from ...model import Function
+from ..checks import READY_LABEL_ALLOWED, URL_PATH, label_not_allowed
 
 FUNCTION = "scalezero.function"
 NAMESPACE = "scalezero.namespace"
@@ -26,7 +27,6 @@ _CRASHED = frozenset({"complete", "failed", "rejected"})
 _ENDED = _CRASHED | {"shutdown", "orphaned", "remove"}
 
 _NUMBER = re.compile(r"0*[1-9]\d{0,8}", re.ASCII)
-_URL_PATH = re.compile(r"/[!-~]*", re.ASCII)
 _NO_NODE = re.compile(r"no suitable node( \([\w ,;-]+\))?", re.ASCII)
 
 FAILED_STARTS = 2
@@ -127,12 +127,9 @@ class Service:
             return None
         if value == "tcp":
             return (None,)
-        if _URL_PATH.fullmatch(value):
+        if URL_PATH.fullmatch(value):
             return (value,)
-        raise ProviderError(
-            f"service {self.spec['Name']}: {_READY} = {value!r} is not allowed; it must be tcp, or a path"
-            " such as / or /healthz, percent-encoded"
-        )
+        raise label_not_allowed(f"service {self.spec['Name']}: {_READY}", value, READY_LABEL_ALLOWED)
 
     @property
     def port(self) -> int | None:

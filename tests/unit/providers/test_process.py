@@ -25,10 +25,13 @@ import pytest
 
 from scalezero_wsgi.model import Function, FunctionNotFound, ProviderError, ReplicaStatus, SettingError
 from scalezero_wsgi.providers.base import ListingProvider, WatchingProvider
+from scalezero_wsgi.providers.process import files
 from scalezero_wsgi.providers.process import group as process_group
 from scalezero_wsgi.providers.process import provider as module
+from scalezero_wsgi.providers.process.files import StateDirectory
 from scalezero_wsgi.providers.process.group import ProcessId
 from scalezero_wsgi.providers.process.provider import ProcessFunction, ProcessProvider, Ready, Stop
+from scalezero_wsgi.providers.process.state import Phase
 from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[3]
@@ -326,7 +329,7 @@ def test_log_is_bounded(make: Make, state_dir: Path, monkeypatch: pytest.MonkeyP
     started(provider)
     log = state_dir / "fn.log"
     assert log.read_text() == "listening\n"
-    monkeypatch.setattr(module, "_LOG_BYTES", 5)
+    monkeypatch.setattr(files, "MAX_LOG_BYTES", 5)
     provider.get_replicas("fn", "")
     assert log.read_text() == ""
     log.unlink()
@@ -440,19 +443,19 @@ def test_stop_all_goes_on_when_one_cannot_be_stopped(
         if process.pid != pids["deaf"]:
             kill(process, signum)
 
-    read = ProcessProvider._read
+    read = StateDirectory.read
 
-    def read_unless_late(self: ProcessProvider, key: Function) -> Any:
+    def read_unless_late(self: StateDirectory, key: Function) -> Any:
         state = read(self, key)
-        if key.name == "late" and state.stop_by is not None:
+        if key.name == "late" and state.phase is Phase.STOPPING:
             raise ProviderError("late")  # its stop was noted, and can be followed no longer
         return state
 
     with (state_dir / "locked.lock").open("w") as lock, monkeypatch.context() as patch:
-        patch.setattr(module, "_LOCK_WAIT", 0.3)
+        patch.setattr(files, "LOCK_WAIT", 0.3)
         patch.setattr(module, "_KILL_WAIT", 0.5)
         patch.setattr(ProcessId, "signal", signal_unless_deaf)
-        patch.setattr(ProcessProvider, "_read", read_unless_late)
+        patch.setattr(StateDirectory, "read", read_unless_late)
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ProviderError) as caught:
             make().stop_all(0.1)  # less than the wait for the lock takes
@@ -626,7 +629,7 @@ def test_broken_state_is_none(make: Make, state_dir: Path) -> None:
 
 
 def test_lock_that_stays(make: Make, state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LOCK_WAIT", 0.1)
+    monkeypatch.setattr(files, "LOCK_WAIT", 0.1)
     provider = make()
     with (state_dir / "fn.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -641,12 +644,12 @@ def test_process_that_cannot_be_noted_is_not_left(
     pids: list[int] = []
 
     def full(_: object, key: Function, state: Any) -> None:
-        pids.append(state.pid)
+        pids.append(state.process.pid)
         raise OSError(28, "No space left on device")
 
     provider = make()
     with monkeypatch.context() as patch:
-        patch.setattr(ProcessProvider, "_write", full)
+        patch.setattr(StateDirectory, "write", full)
         with pytest.raises(ProviderError, match="No space left"):
             provider.set_replicas("fn", "", 1)
     until(lambda: not alive(pids[0]))
