@@ -107,7 +107,9 @@ def test_a_worker_of_its_own_has_no_file(fleet: Fleet) -> None:
     assert not fleet.stores.exists()
 
 
-@pytest.mark.parametrize("options", [[], ["--preload"]], ids=["", "preload"])
+@pytest.mark.parametrize(
+    "options", [pytest.param([], id="", marks=pytest.mark.soak), pytest.param(["--preload"], id="preload")]
+)
 def test_two_workers_meet_in_a_file_of_each_middleware(options: list[str], fleet: Fleet) -> None:
     """One that is private, and the same in both workers."""
     options = ["-w", "2", "--threads", "8", *options]
@@ -159,8 +161,8 @@ def test_what_one_worker_started_counts_as_up_in_all_also_in_one_that_comes_late
     ("kind", "options", "warnings"),
     [
         ("link", [], 2),
-        ("open to others", ["--preload"], 1),
-        ("another user's", ["--preload"], 1),
+        pytest.param("open to others", ["--preload"], 1, marks=pytest.mark.soak),
+        pytest.param("another user's", ["--preload"], 1, marks=pytest.mark.soak),
     ],
 )
 def test_a_directory_that_is_not_ones_own_keeps_no_worker_from_starting(

@@ -125,7 +125,7 @@ def test_the_time_out_of_a_sync_worker_is_not_swallowed(tmp_path: Path) -> None:
 
 
 def test_a_client_that_goes_leaves_the_flight_to_the_others(tmp_path: Path) -> None:
-    with gunicorn(WAITING, tmp_path / "log", "--threads", "8", env={"DELAY": "1"}) as server:
+    with gunicorn(WAITING, tmp_path / "log", "--threads", "8", env={"DELAY": "0.5"}) as server:
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as client:
             client.sendall(b"GET /function/hello HTTP/1.1\r\nHost: x\r\n\r\n")
