@@ -103,7 +103,7 @@ def serve(functions: str | None, *, bind: str, workers: int, threads: int) -> No
 
 
 def only_this_host(bind: str) -> bool:
-    """Whether nobody but this host can reach a server.
+    """Return whether nobody but this host can reach a server.
 
     :param bind: where it listens, as gunicorn takes it: addresses with commas between.
     """

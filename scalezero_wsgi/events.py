@@ -186,7 +186,7 @@ class EventLog:
         logger.log(level, "%s", _one_line(line))
 
     def _is_of_an_outage(self, event: Event) -> bool:
-        """Whether the event says no more than the line about an outage that was logged already."""
+        """Return whether the event says no more than the line about an outage that was logged already."""
         now, heard_at = self._clock(), self._outage_at
         match event:
             case OutageBegan(function):
@@ -215,7 +215,7 @@ def _subject(event: FunctionEvent) -> Function | str:
 
 
 def _one_line(text: str) -> str:
-    """A function's output must not look like lines of the log's own."""
+    """Join the lines of a text: a function's output must not look like lines of the log's own."""
     return " | ".join(text.splitlines())
 
 

@@ -136,7 +136,7 @@ class FunctionProxy:
         return response
 
     def _stripped(self, path: str, function: Function) -> str:
-        """The part of the path that names the function; empty if the host or a header named it."""
+        """Return the part of the path that names the function; empty if the host or a header named it."""
         if not path.startswith(self._prefix):
             return ""
         named = path[len(self._prefix) :].partition("/")[0]
@@ -240,7 +240,7 @@ def _send(
 
 
 def _path_as_sent(environ: WSGIEnvironment, stripped: str) -> str:
-    """The path after ``stripped``, still encoded: as the client wrote it, where the server tells that.
+    """Return the path after ``stripped``, still encoded: as the client wrote it, where the server tells that.
 
     ``PATH_INFO`` is decoded, so ``%2F`` and ``/`` look the same in it. ``RAW_URI`` (gunicorn, werkzeug) and
     ``REQUEST_URI`` (uWSGI, waitress, werkzeug) are not, but something may have changed the path since, so
@@ -275,7 +275,7 @@ def _request_headers(environ: WSGIEnvironment, stripped: str) -> dict[str, str]:
 
 
 def _framing(environ: WSGIEnvironment) -> tuple[dict[str, str], Iterator[bytes] | None]:
-    """The header that frames the request's body, and the body, which is read only as it is sent."""
+    """Return the header that frames the request's body, and the body, which is read only as it is sent."""
     coding = environ.get("HTTP_TRANSFER_ENCODING", "").strip().lower()
     if coding == "chunked" and environ.get("wsgi.input_terminated"):
         return {"Transfer-Encoding": "chunked"}, _client_body(environ, None)

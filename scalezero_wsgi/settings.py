@@ -297,7 +297,7 @@ def _file(value: object) -> str:
 
 
 def _words(value: object) -> Sequence[object]:
-    """A list, or a string of words with commas between, as the environment has it."""
+    """Read a list, or a string of words with commas between, as the environment has it."""
     if isinstance(value, str):
         return [word.strip() for word in value.split(",") if word.strip()]
     if isinstance(value, (list, tuple)):

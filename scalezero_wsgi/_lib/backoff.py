@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 
-def growing(first: float, longest: float, factor: float) -> Iterator[float]:
-    """Pauses in seconds, from ``first`` up to ``longest``, each ``factor`` times the one before."""
+def exponential(first: float, longest: float, factor: float) -> Iterator[float]:
+    """Yield pauses in seconds, from ``first`` up to ``longest``, each ``factor`` times the one before."""
     pause = first
     while True:
         yield pause
         pause = min(longest, pause * factor)
 
 
+growing = exponential
+"""The former name, until activation uses the new one."""
+
+
 def backoff_step(failures: int, first: float = 1.0, longest: float = 60.0) -> float:
-    """The seconds between the starts of a function that failed ``failures`` times in a row."""
+    """Return the seconds between the starts of a function that failed ``failures`` times in a row."""
     return min(longest, first * 2.0 ** min(failures - 1, 30))

@@ -41,7 +41,7 @@ class Bounded(Generic[K, V]):
         return len(self._values)
 
     def items(self) -> list[tuple[K, V]]:
-        """What there is at this moment."""
+        """Return what there is at this moment."""
         with self._lock.get():
             return list(self._values.items())
 

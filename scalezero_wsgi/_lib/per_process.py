@@ -28,7 +28,7 @@ class PerProcess(Generic[T]):
         self._values: dict[int, T] = {}
 
     def get(self) -> T:
-        """This process's value."""
+        """Return this process's value."""
         pid = os.getpid()
         try:
             return self._values[pid]

@@ -42,14 +42,14 @@ _log = logging.getLogger("scalezero_wsgi")
 
 
 def post_worker_init(worker: Any) -> None:
-    """Tell the middleware of its worker; called in each worker once the application is loaded."""
+    """Tell the middleware about its worker; called in each worker once the application is loaded."""
     server = this_server()
     server.told = True
     server.capacity = _capacity(worker)
     server.stopping = _Stopping(worker)
     if not isinstance(worker, (ThreadWorker, AsyncWorker)):
         # The others give their sign of life from a loop of its own, which must be seen to hang.
-        server.keep_alive = _Heart(worker)
+        server.keep_alive = _Heartbeat(worker)
     if worker.age == 1:  # the first of them speaks for all
         for warning in _warnings(worker, server.capacity):
             _log.warning(warning)
@@ -63,8 +63,8 @@ def _capacity(worker: Any) -> int:
     return 1
 
 
-class _Heart:
-    """Beats at most once in ``BEAT`` seconds: each request that waits calls it ten times a second."""
+class _Heartbeat:
+    """Notifies the arbiter at most once in ``BEAT`` seconds: requests that wait call it much more often."""
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker

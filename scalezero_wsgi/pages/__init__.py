@@ -1,4 +1,4 @@
-"""The pages for people: one that waits with them, and the failures in the same dress.
+"""The pages for people: one to wait on while a function starts, and one for failures, in the same style.
 
 No inline script, style or handler, so that a strict Content-Security-Policy has nothing to refuse; without
 JavaScript the page loads itself again. Every value is escaped.
@@ -106,7 +106,7 @@ class Pages:
         self._digests = {name: hashlib.sha256(body).hexdigest()[:12] for name, body in self._assets.items()}
 
     def waking(self, root: str, function: Function, progress: Progress) -> str:
-        """The page that waits.
+        """Return the page that waits.
 
         :param root: the ``SCRIPT_NAME`` of the request.
         """
@@ -128,7 +128,7 @@ class Pages:
     def problem(
         self, root: str, status: int, phrase: str, detail: str, *, again: bool = False, call_id: str = ""
     ) -> str:
-        """The page of a failure.
+        """Return the page of a failure.
 
         :param root: the ``SCRIPT_NAME`` of the request.
         :param again: whether another try may help.
@@ -147,7 +147,7 @@ class Pages:
         )
 
     def asset(self, name: str) -> Asset | None:
-        """What a page needs, by the last part of its URL: ``page.<digest>.css``, or without the digest.
+        """Return a file by the last part of its URL: ``page.<digest>.css``, or without the digest.
 
         Another digest gets the file as well: while a site is being upgraded, the page may come from one of
         its servers and what it needs from another.
@@ -196,7 +196,7 @@ def _own_template(path: str) -> Template:
 
 
 def _refresh(left: float) -> int:
-    """Half of what is left: so the last load comes soon after the function is ready, and few before it."""
+    """Return half of what is left: the last load then comes soon after the function is ready."""
     return max(1, min(REFRESH_AT_MOST, int(left / 2)))
 
 

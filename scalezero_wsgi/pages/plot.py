@@ -10,7 +10,7 @@ _TOP = 18
 
 
 def plot(last_starts: tuple[float, ...], elapsed: float) -> str:
-    """An HTML figure, or nothing before the first start.
+    """Return an HTML figure, or nothing before the first start.
 
     Colours and sizes are attributes: a strict policy refuses ``style``. The last bar, ``id="now"``, is the
     start under way, and grows with it up to ``data-full`` seconds.
@@ -41,7 +41,7 @@ def plot(last_starts: tuple[float, ...], elapsed: float) -> str:
 
 
 def in_words(seconds: float) -> str:
-    """A duration as people say it."""
+    """Return a duration as people say it."""
     whole = max(0, int(seconds + 0.5))
     if whole < 100:
         return "1 second" if whole == 1 else f"{whole} seconds"

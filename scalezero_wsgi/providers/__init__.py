@@ -1,7 +1,7 @@
-"""Those who know replicas and change their number.
+"""Replica providers: they tell how many replicas a function has, and change that number.
 
 A provider is given as an object, or chosen by name with keywords or by URL, see :func:`make_provider`. Its
-module is imported when it is first named, so that nobody pays for what he does not use.
+module is imported when it is first named, so that nobody pays for one that they do not use.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ __all__ = [
 ]
 
 GROUP = "scalezero_wsgi.providers"
-"""The entry point group of providers that others make: a name, and a class that is made with keywords and
-has a class method ``from_url``."""
+"""The entry point group for providers of other packages: a name, and a class that takes keywords and has a
+class method ``from_url``."""
 
-_HOMES = {
+_MODULES = {
     "CallbackProvider": "callback",
     "DockerProvider": "docker",
     "KubernetesProvider": "kubernetes",
@@ -67,9 +67,9 @@ _NAMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
 
 
 def make_provider(which: str, **keywords: Any) -> Provider:
@@ -86,15 +86,15 @@ def make_provider(which: str, **keywords: Any) -> Provider:
         url = f"process://{quote(str(Path(which).absolute()))}"
         raise SettingError(f"provider: {which!r} is a path, no name or URL; a file of functions is {url!r}")
     scheme, colon, _ = which.partition(":")
-    kind = _kind(scheme.partition("+")[0])
+    provider = _class_of(scheme.partition("+")[0])
     if not colon:
-        return cast("Provider", kind(**keywords))
+        return cast("Provider", provider(**keywords))
     if keywords:
         raise SettingError(f"provider {scheme}: a URL takes no keywords ({', '.join(keywords)})")
-    return cast("Provider", kind.from_url(which))
+    return cast("Provider", provider.from_url(which))
 
 
-def _kind(name: str) -> Any:
+def _class_of(name: str) -> Any:
     if name in _NAMES:
         return __getattr__(_NAMES[name])
     others = entry_points(group=GROUP)

@@ -1,4 +1,4 @@
-"""What a provider is: the one who knows replicas and changes their number.
+"""What a provider is: it tells how many replicas a function has, and changes that number.
 
 A provider knows nothing of WSGI. Its methods may block, each within a time-out of its own, and are
 called from several threads at once. It raises :class:`~scalezero_wsgi.FunctionNotFound`,
@@ -16,21 +16,21 @@ from ..model import Function, ReplicaStatus, SettingError
 
 
 class Provider(Protocol):
-    """The two questions the middleware asks."""
+    """The two methods that the middleware needs."""
 
     def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
-        """Tell the present status.
+        """Return the present status.
 
         :raises FunctionNotFound: the provider does not know the function.
         :raises FunctionFailed: the function does not start, and is not to be asked to.
-        :raises ProviderError: it cannot tell.
+        :raises ProviderError: the status cannot be found out.
         """
 
     def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
-        """Ask for a number of replicas. May return before they run. Asking twice is asking once.
+        """Ask for a number of replicas. May return before they run. Idempotent.
 
-        What ``get_replicas`` tells from then on must be about this request: a ``failure`` from before is
-        no longer told.
+        What ``get_replicas`` returns from then on must be about this request: a ``failure`` from before must
+        be gone.
 
         :raises FunctionNotFound: the provider does not know the function.
         :raises FunctionFailed: the function was tried and did not start. It is tried again after a pause.
@@ -53,13 +53,12 @@ class NamespacedProvider(Provider, Protocol):
 
 @runtime_checkable
 class WatchingProvider(Provider, Protocol):
-    """A provider that can be told, rather than ask."""
+    """A provider that can wait for a change, so that nobody has to poll."""
 
     def wait_for_change(
         self, name: str, namespace: str, seen: ReplicaStatus, timeout: float
     ) -> ReplicaStatus:
-        """Return the status as soon as it differs from ``seen``, at the latest after ``timeout``
-        seconds."""
+        """Return the status as soon as it differs from ``seen``, at the latest after ``timeout`` seconds."""
 
 
 @runtime_checkable
@@ -72,12 +71,12 @@ class ListingProvider(Provider, Protocol):
 
 @runtime_checkable
 class LearningProvider(Provider, Protocol):
-    """A provider that answers from memory, and wants to hear what those of other workers said."""
+    """A provider that answers from memory, and needs to know what those of other workers answered."""
 
     def learn(
         self, name: str, namespace: str, status: ReplicaStatus, age: float, started: float | None
     ) -> None:
-        """Another worker's provider told ``status``, ``age`` seconds ago.
+        """Take over the ``status`` that another worker's provider returned ``age`` seconds ago.
 
         :param started: seconds since any worker last had the function scaled up from zero; ``None`` when
             nobody knows.
@@ -86,29 +85,29 @@ class LearningProvider(Provider, Protocol):
 
 @runtime_checkable
 class DoubtingProvider(Provider, Protocol):
-    """A provider that answers from memory, and wants to hear when its answer did not hold.
+    """A provider that answers from memory, and needs to know when its answer proved wrong.
 
     If it has a true attribute ``doubts_500``, the application's 500 counts as a function that could not be
     reached, as 502, 503 and 504 do.
     """
 
     def doubt(self, name: str, namespace: str) -> None:
-        """The application could not reach the function although it was said to be available."""
+        """Note that the application could not reach the function although its status said available."""
 
 
 def check_callable(what: str, value: object, *arguments: str) -> None:
     """Refuse what cannot be called with so many positional arguments, or would have to be awaited.
 
-    :param what: names it in the error.
+    :param what: its name, for the error.
     :param arguments: their names, for the error.
     :raises SettingError: it names the thing, its value and what is allowed.
     """
-    wrong = f"{what} must be a callable of ({', '.join(arguments)}), not {value!r}"
+    message = f"{what} must be a callable of ({', '.join(arguments)}), not {value!r}"
     if not callable(value):
-        raise SettingError(wrong)
+        raise SettingError(message)
     for each in (value, type(value).__call__):
         if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
-            raise SettingError(f"{wrong}: it is async, and nothing would await it")
+            raise SettingError(f"{message}: it is async, and nothing would await it")
     try:
         signature = inspect.signature(value)
     except (TypeError, ValueError):  # some of those written in C have none
@@ -116,4 +115,4 @@ def check_callable(what: str, value: object, *arguments: str) -> None:
     try:
         signature.bind(*arguments)
     except TypeError as error:
-        raise SettingError(f"{wrong}: {error}") from None
+        raise SettingError(f"{message}: {error}") from None

@@ -1,4 +1,4 @@
-"""The provider callback: a provider made of functions that you have already."""
+"""The provider callback: a provider made of callables of your own."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from .base import check_callable
 logger = logging.getLogger("scalezero_wsgi")
 
 _DOUBT_EVERY = 5.0
-"""Seconds for which a scale-up is believed, whatever the application meets: it bounds the calls that a
-function causes by answering 500 or 503 of its own accord."""
+"""Seconds for which a scale-up counts, whatever the application meets. It limits the calls that a function
+causes which answers 500 or 503 of its own accord."""
 
 _LONGEST_REASON = 300
 """Characters of an exception's text that are kept: some hold a command's whole output."""
@@ -33,7 +33,7 @@ _ONE = ReplicaStatus(replicas=1, available_replicas=1)
 
 
 class _Memory(NamedTuple):
-    """What was done to a function last, by any worker, and whether it still holds.
+    """What any worker last did to a function.
 
     :ivar since: when it was scaled up, or to zero.
     :ivar doubted_at: when the application could not reach it.
@@ -44,7 +44,7 @@ class _Memory(NamedTuple):
     doubted_at: float = -math.inf
 
     @property
-    def up(self) -> bool:
+    def is_up(self) -> bool:
         return self.scaled_up and self.doubted_at < self.since + _DOUBT_EVERY
 
 
@@ -90,12 +90,12 @@ class CallbackProvider:
         namespace: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        asking = get_replicas is not None and set_replicas is not None
-        pushing = scale_up is not None
+        has_get_and_set = get_replicas is not None and set_replicas is not None
+        has_scale_up = scale_up is not None
         if (
-            asking == pushing
+            has_get_and_set == has_scale_up
             or (get_replicas is None) != (set_replicas is None)
-            or (scale_down is not None and asking)
+            or (scale_down is not None and has_get_and_set)
         ):
             raise SettingError(
                 "CallbackProvider takes either get_replicas and set_replicas, or scale_up (and scale_down)"
@@ -110,7 +110,7 @@ class CallbackProvider:
                 check_callable(what, callback, "name", "namespace")
         if set_replicas is not None:
             check_callable("set_replicas", set_replicas, "name", "namespace", "replicas")
-        self.doubts_500 = pushing
+        self.doubts_500 = has_scale_up
         self._get_replicas = get_replicas or self._remembered
         self._set_replicas = set_replicas or self._scale
         self._scale_up = scale_up or (lambda *_: None)
@@ -119,7 +119,7 @@ class CallbackProvider:
         self._memories: Bounded[Function, _Memory] = Bounded(10_000)
 
     def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
-        """Tell the status, from the callback or from memory."""
+        """Return the status, from the callback or from memory."""
         return self._get_replicas(name, namespace)
 
     def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
@@ -140,22 +140,22 @@ class CallbackProvider:
     def learn(
         self, name: str, namespace: str, status: ReplicaStatus, age: float, started: float | None
     ) -> None:
-        """Another worker scaled the function up, or down, or found out that it is not there any more.
+        """Take over that another worker scaled the function up or down, or found it gone.
 
-        :param age: seconds since ``status`` was told.
+        :param age: seconds since the status was found.
         :param started: seconds since any worker last scaled the function up; ``None`` when nobody knows.
         """
         now, up = self._clock(), status.available_replicas > 0
-        told_at = now - age
-        started_at = told_at if started is None else now - started
+        found_at = now - age
+        started_at = found_at if started is None else now - started
 
         def change(known: _Memory | None) -> _Memory:
             if known is None:
-                return _Memory(up, started_at if up else told_at)
+                return _Memory(up, started_at if up else found_at)
             if up and started_at > known.since and (started is not None or not known.scaled_up):
                 return _Memory(True, started_at, known.doubted_at)
-            if not up and known.up and told_at > known.since:
-                return _Memory(False, told_at)
+            if not up and known.is_up and found_at > known.since:
+                return _Memory(False, found_at)
             return known
 
         self._memories.change(Function(name, namespace), change)
@@ -165,7 +165,7 @@ class CallbackProvider:
 
     def _remembered(self, name: str, namespace: str) -> ReplicaStatus:
         memory = self._memories.get(Function(name, namespace))
-        return _ONE if memory is not None and memory.up else AT_ZERO
+        return _ONE if memory is not None and memory.is_up else AT_ZERO
 
     def _scale(self, name: str, namespace: str, replicas: int) -> None:
         if replicas == 0:
@@ -180,10 +180,10 @@ class CallbackProvider:
         except BaseException as error:  # gevent's Timeout is no Exception
             function = Function(name, namespace)
             logger.exception("%s: scale_up raised", function)
-            raise FunctionFailed(function, f"scale_up raised {_in_a_line(error)}") from error
+            raise FunctionFailed(function, f"scale_up raised {_one_line(error)}") from error
         self._remember(name, namespace, True)
 
 
-def _in_a_line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":")
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"

@@ -1,4 +1,4 @@
-"""Does a function answer yet? One question, asked without patience."""
+"""Does a function answer yet? One probe, without retries."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import http.client
 import socket
 
 
-def answers(host: str, port: int, path: str | None, patience: float) -> bool:
-    """Whether a function can serve now.
+def answers(host: str, port: int, path: str | None, timeout: float) -> bool:
+    """Return whether a function can serve now.
 
     :param path: the path that must answer a GET with 2xx or 3xx; ``None``: the port accepts a connection.
-    :param patience: seconds, for the connection and for each read.
+    :param timeout: seconds, for the connection and for each read.
     """
     try:
         if path is None:
-            with socket.create_connection((host, port), patience) as probe:
+            with socket.create_connection((host, port), timeout) as probe:
                 # A connection to a free port may by chance be made from that very port, to itself.
                 return bool(probe.getsockname() != probe.getpeername())
-        with contextlib.closing(http.client.HTTPConnection(host, port, timeout=patience)) as connection:
+        with contextlib.closing(http.client.HTTPConnection(host, port, timeout=timeout)) as connection:
             connection.request("GET", path, headers={"Connection": "close"})
             with connection.getresponse() as response:
                 return 200 <= response.status < 400

@@ -9,7 +9,7 @@ from ..model import SettingError
 
 
 def read_url(url: str, keywords: Collection[str]) -> tuple[SplitResult, dict[str, str]]:
-    """Take a provider's URL apart.
+    """Split a provider's URL into its address and its parameters.
 
     :param keywords: which query parameters are allowed.
     :return: the URL without its query, and the parameters.

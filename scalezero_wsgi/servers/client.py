@@ -1,7 +1,7 @@
-"""Has the client gone while its request waits?
+"""Has the client disconnected while its request waits?
 
-Not by ``recv(MSG_PEEK)``: that misses a reset behind a body which nobody has read, and blocks on gevent's
-sockets. A client that has sent more, the next request on its connection perhaps, has not gone.
+``recv(MSG_PEEK)`` would not do: it misses a reset behind a body which nobody has read, and blocks on gevent's
+sockets. A client that has sent more, the next request on its connection perhaps, is still connected.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 _TCP_ESTABLISHED = 1  # net/tcp_states.h; struct tcp_info of linux/tcp.h begins with the state
 
 
-def gone_check(environ: WSGIEnvironment) -> Callable[[], bool] | None:
-    """A question to put now and then, never blocking; ``None`` where the server offers nothing.
+def client_disconnected(environ: WSGIEnvironment) -> Callable[[], bool] | None:
+    """Return a check of whether the client has disconnected; ``None`` where the server offers none.
 
-    A client that has shut down its sending side counts as gone: what is to come from it is the end.
-    To be called in the thread that serves the request.
+    The check never blocks, and may be called from any thread; this function must be called in the thread
+    that serves the request. A client that has shut down its sending side counts as disconnected.
     """
     if not sys.platform.startswith("linux"):
         return environ.get("waitress.client_disconnected")
@@ -39,6 +39,10 @@ def gone_check(environ: WSGIEnvironment) -> Callable[[], bool] | None:
     if sock.family == socket.AF_UNIX:
         return lambda: _hung_up(sock.fileno())
     return lambda: _not_established(sock)
+
+
+gone_check = client_disconnected
+"""The former name, until every caller uses the new one."""
 
 
 def _socket(environ: WSGIEnvironment) -> Any:
@@ -69,7 +73,7 @@ def _hung_up(descriptor: int) -> bool:
 
 
 def _original_poll() -> Any:
-    """gevent replaces ``select.poll`` by one that gives way to other greenlets, even for no time at all."""
+    """Return ``select.poll`` without gevent, whose own gives way to other greenlets even for no time."""
     monkey = sys.modules.get("gevent.monkey")
     return monkey.get_original("select", "poll") if monkey is not None else select.poll
 

@@ -1,7 +1,7 @@
-"""Looks up for all who wait in this process: has the client gone, is the worker told to stop?
+"""One thread that checks, for all requests that wait in this process, whether they are to go on waiting.
 
-One thread does it for all. A thousand threads that each wake up for it several times a second take a
-quarter of a processor.
+A client may have disconnected, or the worker been told to stop. A thousand threads that each wake up
+several times a second to check that themselves take a quarter of a processor.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator
 from .._lib.sleeper import Sleeper
 from ..model import TooManyWaiting
 
-LOOK_EVERY = 0.1
-"""Seconds between two looks."""
+CHECK_EVERY = 0.1
+"""Seconds between two checks of one request."""
 
-LOOKS = 10_000
-"""Looks per second that there are at most: with more who wait each is looked at less often."""
+CHECKS_PER_SECOND = 10_000
+"""Checks per second that there are at most: with more requests waiting, each is checked less often."""
 
 
 class Lookout:
-    """The thread runs as long as somebody waits. Of one process: not to be used after a fork."""
+    """Runs the thread as long as somebody waits. Of one process: not to be used after a fork."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -30,24 +30,24 @@ class Lookout:
         self._runs = False
 
     @contextlib.contextmanager
-    def watch(self, look_up: Callable[[], bool]) -> Iterator[Sleeper]:
-        """Wake the sleeper when ``look_up`` says that it is to wait no longer.
+    def watch(self, may_wait: Callable[[], bool]) -> Iterator[Sleeper]:
+        """Wake the sleeper when ``may_wait`` no longer holds.
 
-        :param look_up: returns ``False`` or raises then. It must not block, and is called in another thread,
-            so the one who is woken calls it again.
+        :param may_wait: returns ``False``, or raises, when the sleeper is to wait no longer. It must not
+            block. It is called in another thread, so whoever is woken calls it again.
         :raises TooManyWaiting: no thread could be started.
         """
         sleeper = Sleeper()
         try:
-            self._add(sleeper, look_up)
+            self._add(sleeper, may_wait)
             yield sleeper
         finally:
             with self._lock:
                 self._watched.pop(sleeper, None)
 
-    def _add(self, sleeper: Sleeper, look_up: Callable[[], bool]) -> None:
+    def _add(self, sleeper: Sleeper, may_wait: Callable[[], bool]) -> None:
         with self._lock:
-            self._watched[sleeper] = look_up
+            self._watched[sleeper] = may_wait
             if not self._runs:
                 try:
                     threading.Thread(target=self._run, name="scalezero-lookout", daemon=True).start()
@@ -58,22 +58,22 @@ class Lookout:
     def _run(self) -> None:
         count = 1
         while True:
-            time.sleep(max(LOOK_EVERY, count / LOOKS))
+            time.sleep(max(CHECK_EVERY, count / CHECKS_PER_SECOND))
             with self._lock:
                 watched = list(self._watched.items())
                 count = len(watched)
                 if not count:
                     self._runs = False
                     return
-            for number, (sleeper, look_up) in enumerate(watched, 1):
-                if sleeper in self._watched and not _wants_to_wait(look_up):
+            for number, (sleeper, may_wait) in enumerate(watched, 1):
+                if sleeper in self._watched and not _wants_to_wait(may_wait):
                     sleeper.wake()
                 if not number % 100:
                     time.sleep(0)  # a greenlet gives way to the others by nothing else
 
 
-def _wants_to_wait(look_up: Callable[[], bool]) -> bool:
+def _wants_to_wait(may_wait: Callable[[], bool]) -> bool:
     try:
-        return look_up()
-    except BaseException:  # noqa: BLE001  whoever is woken meets it again
+        return may_wait()
+    except BaseException:  # noqa: BLE001  whoever is woken calls it, and meets the error, again
         return False

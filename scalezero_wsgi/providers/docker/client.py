@@ -1,7 +1,7 @@
-"""The way to a Docker Engine, for the providers that stand on the library ``docker``.
+"""Clients of a Docker Engine, for the providers that use the library ``docker``.
 
 A client is lent to one thread at a time, belongs to one process, and is made on first use: making one asks
-the engine for its version. What goes wrong on the way becomes a :class:`~scalezero_wsgi.ProviderError`.
+the engine for its version. Every error becomes a :class:`~scalezero_wsgi.ProviderError`.
 """
 
 from __future__ import annotations
@@ -72,22 +72,22 @@ class DockerClients:
 
     @contextlib.contextmanager
     def use(self, timeout: float | None = None) -> Iterator[DockerClient]:
-        """Lend a client to the block; what the engine or the way to it does wrong is mapped.
+        """Lend a client to the block, and map the errors of the engine and of the transport.
 
         :param timeout: seconds for a request in the block, if less than the constructor's.
         :raises ProviderError: see :func:`engine_errors`; or no time is left.
         """
-        patience = self.timeout if timeout is None else min(self.timeout, timeout)
-        if patience <= 0:
+        timeout_left = self.timeout if timeout is None else min(self.timeout, timeout)
+        if timeout_left <= 0:
             raise ProviderError("Docker engine: it has not answered in time")
         with engine_errors():
             idle = self._idle.get()
             try:
                 client = idle.pop()
             except IndexError:
-                client = self._make(patience)
+                client = self._make(timeout_left)
             # An attribute that each request reads; the stubs know it as whole seconds.
-            client.api.timeout = patience  # type: ignore[assignment, unused-ignore]
+            client.api.timeout = timeout_left  # type: ignore[assignment, unused-ignore]
             try:
                 yield client
             finally:
@@ -126,7 +126,7 @@ class DockerClients:
             while True:
                 idle.pop().close()
 
-    def _make(self, patience: float) -> DockerClient:
+    def _make(self, timeout_left: float) -> DockerClient:
         import docker
 
         tls: Any = False
@@ -137,14 +137,14 @@ class DockerClients:
                 ca_cert=str(path / "ca.pem"),
                 verify=True,
             )
-        return docker.DockerClient(base_url=self.url, timeout=patience, tls=tls)  # type: ignore[arg-type]
+        return docker.DockerClient(base_url=self.url, timeout=timeout_left, tls=tls)  # type: ignore[arg-type]
 
 
 class EngineEvents:
-    """A subscription. Tells that something happened, not what: whoever wants to know looks at the engine.
+    """A subscription. It says that something happened, not what: the engine is then asked for its state.
 
     So the stream needs no parsing, and whatever the layers above the socket have buffered already happened
-    before the look that follows :meth:`DockerClients.events`.
+    before the query that follows :meth:`DockerClients.events`.
     """
 
     __slots__ = ("_fd",)
@@ -153,7 +153,7 @@ class EngineEvents:
         self._fd = fd
 
     def wait(self, timeout: float) -> bool:
-        """Return as soon as something has happened; whether it has.
+        """Wait until something happens, and return whether it has.
 
         :param timeout: seconds.
         :raises ProviderError: the engine ended the stream.
@@ -195,7 +195,7 @@ def engine_errors() -> Iterator[None]:
 
 
 def engine_url(url: str, name: str, allowed: tuple[str, ...]) -> tuple[str | None, dict[str, str]]:
-    """Take a provider's URL apart.
+    """Split a provider's URL into the engine's and the keywords.
 
     :param url: ``<name>://`` for the engine that the environment names, or ``<name>+`` and the engine's own
         URL, such as ``docker+unix:///run/docker.sock``; keywords as query parameters.
@@ -218,11 +218,11 @@ def _checked(url: object) -> str:
     if isinstance(url, str):
         try:
             parts = urlsplit(url)
-            there = parts.path if parts.scheme == "unix" else parts.hostname and parts.port
+            address = parts.path if parts.scheme == "unix" else parts.hostname and parts.port
         except ValueError:
-            there = None
-        plain = not (parts.query or parts.fragment or "@" in parts.netloc) if there else False
-        if there and plain and parts.scheme in _SCHEMES and not (parts.scheme == "unix" and parts.netloc):
+            address = None
+        plain = not (parts.query or parts.fragment or "@" in parts.netloc) if address else False
+        if address and plain and parts.scheme in _SCHEMES and not (parts.scheme == "unix" and parts.netloc):
             return url
         url = _without_login(url)
     allowed = "unix:///path, tcp://host:port, http://host:port or https://host:port, without a login"

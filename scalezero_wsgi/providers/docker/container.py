@@ -62,7 +62,7 @@ class Reach:
             raise not_allowed("network", network, "a Docker network's name")
 
     def published(self, host_ip: str) -> str | None:
-        """The address of a port that was published on ``host_ip``."""
+        """Return the address of a port that was published on ``host_ip``."""
         if self.host is not None:
             return self.host
         if host_ip in _WILDCARDS:
@@ -161,19 +161,22 @@ class Container:
         return _READY in self.labels or self.healthy is None
 
     def after(self, namespace: str) -> list[Function]:
-        """What must be ready before it starts: ``name`` in its own namespace, or ``name.namespace``."""
+        """Return what must be ready before it starts.
+
+        :param namespace: where those are that the label names without one.
+        """
         names = [name.strip() for name in self.labels.get(_AFTER, "").split(",")]
         parts = [name.rpartition(".") for name in names if name]
         return [Function(name, space) if dot else Function(space, namespace) for name, dot, space in parts]
 
 
 def is_name(text: str) -> bool:
-    """Whether the engine would take it as a name."""
+    """Return whether the engine would take it as a name."""
     return _NAME.fullmatch(text) is not None
 
 
 def function_of(name: str, labels: Mapping[str, str]) -> Function | None:
-    """The function that a container is, or is a replica of; exactly one, so that none has two names.
+    """Return the function that a container is, or is a replica of; exactly one, so that none has two names.
 
     A label goes before a Compose service, and that before the container's name. A one-off container of
     Compose and a task of a Swarm service are none.
@@ -195,7 +198,7 @@ def _one_of(labels: Mapping[str, str], label: str, allowed: tuple[str, ...], def
 
 
 def _failure(inspected: Mapping[str, Any]) -> str | None:
-    """Why it does not run.
+    """Return why it does not run.
 
     The engine keeps the exit status and whether the kernel ended it for want of memory, but not who asked
     for the end. So the statuses that ``docker stop`` leaves say nothing: 0, that of its signal (SIGTERM,
@@ -222,7 +225,7 @@ def _failure(inspected: Mapping[str, Any]) -> str | None:
 
 
 def _refusal(error: str, code: int) -> str:
-    """What a client may know of why the engine could not start a container; its own words name paths."""
+    """Return why the engine could not start a container, fit for a client: its own words name paths."""
     if "no such image" in error.lower():
         return IMAGE_MISSING
     if code in (126, 127):
@@ -231,7 +234,7 @@ def _refusal(error: str, code: int) -> str:
 
 
 def _stop_signal(inspected: Mapping[str, Any]) -> int:
-    """Docker takes ``SIGINT``, ``INT`` and ``2``."""
+    """Return the signal that stops it; Docker takes ``SIGINT``, ``INT`` and ``2``."""
     text = str(inspected["Config"].get("StopSignal") or "TERM").upper()
     if text.isdecimal():
         return int(text)
@@ -240,7 +243,7 @@ def _stop_signal(inspected: Mapping[str, Any]) -> int:
 
 
 def _port(inspected: Mapping[str, Any], labels: Mapping[str, str]) -> int | None:
-    """The container's port that serves: what the label says, else the only published or exposed one."""
+    """Return the port that serves: the label's, else the only published or exposed one."""
     if _PORT in labels:
         text = labels[_PORT]
         if not (text.isascii() and text.isdecimal() and 0 < int(text) < 65536):
@@ -271,7 +274,7 @@ def _address(inspected: Mapping[str, Any], port: int | None, reach: Reach) -> Ad
 
 
 def _own_address(networks: Mapping[str, Any], port: int, wanted: str | None) -> OwnAddress | None:
-    """That in the wanted network, or in the first."""
+    """Return the address in the wanted network, or in the first."""
     for name, network in networks.items():
         if wanted in (None, name) and network.get("IPAddress"):
             return OwnAddress(network["IPAddress"], port, network.get("Gateway", ""))

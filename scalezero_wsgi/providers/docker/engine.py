@@ -45,11 +45,11 @@ class DockerEngine:
         self._stopping: PerProcess[set[str]] = PerProcess(set)
 
     def functions(self) -> list[Function]:
-        """All that there are, in order."""
+        """Return all functions, in order."""
         return sorted({function for _, function in self._list([], self._deadline())})
 
     def find(self, function: Function) -> list[Container]:
-        """The function's containers in order; one or more. Takes the time-out in all.
+        """Return the function's containers in order; one or more. Takes the time-out in all.
 
         :raises FunctionNotFound: there is none.
         :raises ProviderError: also when a label's value is not allowed.
@@ -64,14 +64,14 @@ class DockerEngine:
         raise FunctionNotFound(*function)
 
     def group(self, function: Function, containers: Sequence[Container]) -> set[Function]:
-        """Those that wake together with the function."""
+        """Return the functions that wake together with this one."""
         found = set()
         for group in {each.labels[GROUP] for each in containers if each.labels.get(GROUP)}:
             found |= {other for _, other in self._list([f"{GROUP}={group}"], self._deadline())}
         return {other for other in found if other.namespace == function.namespace}
 
     def runs(self, container: Container) -> bool:
-        """Whether it runs, and is not about to be stopped by this process."""
+        """Return whether it runs, and is not about to be stopped by this process."""
         return container.runs and container.id not in self._stopping.get()
 
     def start(self, containers: Sequence[Container]) -> None:
@@ -89,7 +89,7 @@ class DockerEngine:
         return time.monotonic() + self._clients.timeout
 
     def _keys(self, function: Function, deadline: float) -> list[str]:
-        """Ids or names of the containers that may be the function's."""
+        """Return ids or names of the containers that may be the function's."""
         labels = [[f"{FUNCTION}={function.name}"]]
         if function.namespace:
             labels.append([f"{SERVICE}={function.name}", f"{PROJECT}={function.namespace}"])
@@ -99,7 +99,7 @@ class DockerEngine:
         return [function.name]
 
     def _list(self, labels: list[str], deadline: float) -> list[tuple[str, Function]]:
-        """Ids, and the functions that they are."""
+        """Return ids, and the functions that they are."""
         with self._clients.use(deadline - time.monotonic()) as client:
             entries = client.api.containers(all=True, filters={"label": labels})
             found = [(str(entry["Id"]), _identity(entry)) for entry in entries]
@@ -129,7 +129,7 @@ class DockerEngine:
                 self._accept_refusal(now, error)
 
     def _stopped(self, container: Container) -> Container:
-        """The container, when this process is done with stopping it."""
+        """Wait until this process has stopped the container, and return it as it is then."""
         if container.id not in self._stopping.get():
             return container
         deadline = self._deadline() + container.grace
@@ -170,14 +170,14 @@ class DockerEngine:
 
 
 def _identity(entry: Mapping[str, Any]) -> Function | None:
-    """The function of an entry of ``GET /containers/json``."""
+    """Return the function of an entry of ``GET /containers/json``."""
     # A link gives a container more names, with a second slash in them.
     names = [name[1:] for name in entry["Names"] or () if name.count("/") == 1]
     return function_of(names[0], entry["Labels"] or {}) if names else None
 
 
 def _all_at_once(act: Callable[[Container], None], containers: Sequence[Container]) -> None:
-    """Raises the first error when all are done."""
+    """Act on all of them at the same time. Raise the first error when all are done."""
     errors: list[Exception] = []
 
     def run(container: Container) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..probe import answers
 
-_HOLD = 0.25
+_STAYS_OPEN_FOR = 0.25
 """Seconds for which a connection to the proxy must stay open. It ends one that it cannot pass on in a
 millisecond or two, or later when the container's network has just come up."""
 
@@ -56,23 +56,23 @@ class Address:
         """The base URL."""
         return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
 
-    def answers(self, path: str | None, patience: float) -> bool:
-        """Whether the container can serve now.
+    def answers(self, path: str | None, timeout: float) -> bool:
+        """Return whether the container can serve now.
 
         :param path: the path that must answer a GET with 2xx or 3xx; ``None``: the port takes a connection.
-        :param patience: seconds, for the connection and for each read.
+        :param timeout: seconds, for the connection and for each read.
         """
         if path is not None or not self.proxied:
-            return answers(self.host, self.port, path, patience)
+            return answers(self.host, self.port, path, timeout)
         if self.own is not None and self.own.is_here:
-            return answers(self.own.host, self.own.port, None, patience)
-        return _stays_open(self.host, self.port, patience)
+            return answers(self.own.host, self.own.port, None, timeout)
+        return _stays_open(self.host, self.port, timeout)
 
 
-def _stays_open(host: str, port: int, patience: float) -> bool:
+def _stays_open(host: str, port: int, timeout: float) -> bool:
     try:
-        with socket.create_connection((host, port), patience) as probe:
-            probe.settimeout(_HOLD)
+        with socket.create_connection((host, port), timeout) as probe:
+            probe.settimeout(_STAYS_OPEN_FOR)
             try:
                 return bool(probe.recv(1))
             except TimeoutError:

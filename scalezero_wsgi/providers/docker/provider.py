@@ -48,7 +48,7 @@ _log = logging.getLogger("scalezero_wsgi")
 
 _KEYWORDS = ("timeout", "after_timeout", "host", "network", "cert_path")
 _PROBE_EVERY = 0.005
-_LOOK_EVERY = 1.0  # seconds; for what makes no event of these containers, such as a new one
+_REFRESH_EVERY = 1.0  # seconds; what makes no event of these containers, such as a new one, is found so
 _PROBE_WAIT = 1.0
 _SHORT_WAIT = 0.05
 _EVENTS = ("start", "die", "oom", "pause", "unpause", "health_status", "rename", "destroy")
@@ -99,15 +99,15 @@ class DockerProvider:
     def list_functions(self) -> list[Function]:
         """Name every function of the engine, in order.
 
-        :raises ProviderError: the engine cannot tell.
+        :raises ProviderError: the engine cannot be asked.
         """
         return self._engine.functions()
 
     def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
-        """Tell the present status; asks a container that has not answered since it started, once.
+        """Return the present status; probes a container that has not answered since it started, once.
 
         :raises FunctionNotFound: the engine has no such container.
-        :raises ProviderError: the engine cannot tell, or a label's value is not allowed.
+        :raises ProviderError: the engine cannot be asked, or a label's value is not allowed.
         """
         function = Function(name, namespace)
         deadline = self._deadline()
@@ -139,40 +139,41 @@ class DockerProvider:
     def wait_for_change(
         self, name: str, namespace: str, seen: ReplicaStatus, timeout: float
     ) -> ReplicaStatus:
-        """Return the status as soon as it differs from ``seen``: told by the engine's events, and while a
-        container starts by asking it every 5 ms.
+        """Return the status as soon as it differs from ``seen``.
+
+        The engine's events tell; while a container starts it is also probed, every 5 ms.
 
         :param timeout: seconds after which it returns in any case; the engine's time-outs come on top.
         :raises FunctionNotFound: the engine has no such container.
-        :raises ProviderError: the engine cannot tell, or a label's value is not allowed.
+        :raises ProviderError: the engine cannot be asked, or a label's value is not allowed.
         """
         function = Function(name, namespace)
-        begun = time.monotonic()
+        started_at = time.monotonic()
         containers = self._engine.find(function)
         status = self._status(function, containers, _SHORT_WAIT, self._deadline())
         if status != seen or timeout <= 0:
             return status
         filters = {"type": ["container"], "event": _EVENTS, "container": [each.id for each in containers]}
         with self._clients.events(filters) as events:
-            look_at = begun
+            refresh_at = started_at
             while True:
-                if time.monotonic() >= look_at:
+                if time.monotonic() >= refresh_at:
                     containers = self._engine.find(function)
-                    look_at = time.monotonic() + _LOOK_EVERY
+                    refresh_at = time.monotonic() + _REFRESH_EVERY
                 # Short at first: an answer that got lost while the network came up is not waited for. Then
                 # longer, for one that takes its time to answer.
-                patience = max(_SHORT_WAIT, (time.monotonic() - begun) / 2)
-                status = self._status(function, containers, patience, begun + timeout)
+                probe_timeout = max(_SHORT_WAIT, (time.monotonic() - started_at) / 2)
+                status = self._status(function, containers, probe_timeout, started_at + timeout)
                 now = time.monotonic()
-                left = begun + timeout - now
+                left = started_at + timeout - now
                 if status != seen or left <= 0:
                     return status
-                tight = any(self._unanswered(function, each) for each in containers)
-                if events.wait(min(left, _PROBE_EVERY if tight else look_at - now)):
-                    look_at = now
+                is_polling = any(self._probe_address(function, each) for each in containers)
+                if events.wait(min(left, _PROBE_EVERY if is_polling else refresh_at - now)):
+                    refresh_at = now
 
     def doubt(self, name: str, namespace: str) -> None:
-        """Ask the containers again before they count as available: the application could not reach them."""
+        """Probe the containers again before they count as available: the application could not reach them."""
         self._answered.pop(Function(name, namespace))
 
     def close(self) -> None:
@@ -182,29 +183,31 @@ class DockerProvider:
     def _deadline(self) -> float:
         return time.monotonic() + self._clients.timeout
 
-    # -- how many serve
+    # -- the status
 
-    def _unanswered(self, function: Function, container: Container) -> Address | None:
-        """Where to ask a container that only its own answer keeps from being available."""
+    def _probe_address(self, function: Function, container: Container) -> Address | None:
+        """Return where to probe a container that is available once it answers; else ``None``."""
         answered = (self._answered.get(function) or {}).get(container.id) == container.run
         may_serve = container.may_serve and self._engine.runs(container)
         return container.address if may_serve and container.asks_for_probe and not answered else None
 
-    def _serves(self, function: Function, container: Container, patience: float, deadline: float) -> bool:
-        address = self._unanswered(function, container)
+    def _serves(
+        self, function: Function, container: Container, probe_timeout: float, deadline: float
+    ) -> bool:
+        address = self._probe_address(function, container)
         if address is None:
             return container.may_serve and self._engine.runs(container)
-        patience = min(patience, _PROBE_WAIT, max(deadline - time.monotonic(), 0.01))
-        if not address.answers(container.ready_path, patience):
+        probe_timeout = min(probe_timeout, _PROBE_WAIT, max(deadline - time.monotonic(), 0.01))
+        if not address.answers(container.ready_path, probe_timeout):
             return False
         self._answered.change(function, lambda known: {**(known or {}), container.id: container.run})
         return True
 
     def _status(
-        self, function: Function, containers: Sequence[Container], patience: float, deadline: float
+        self, function: Function, containers: Sequence[Container], probe_timeout: float, deadline: float
     ) -> ReplicaStatus:
         running = [each for each in containers if self._engine.runs(each)]
-        serving = [each for each in running if self._serves(function, each, patience, deadline)]
+        serving = [each for each in running if self._serves(function, each, probe_timeout, deadline)]
         failure = None
         if not any(each.failure is None for each in running):
             failures = [each.failure for each in containers if each.failure is not None]
@@ -223,7 +226,7 @@ class DockerProvider:
             failure=failure,
         )
 
-    # -- up
+    # -- the start
 
     def _wake(self, function: Function, containers: list[Container], replicas: int) -> None:
         """Start the function with its group and all that they come after, in turns."""
@@ -267,7 +270,7 @@ class DockerProvider:
 
 
 def _turns(after: Mapping[Function, list[Function]]) -> Iterator[tuple[Function, ...]]:
-    """In which order they start: each after those that it names."""
+    """Yield the functions in the order in which they start: each after those that it names."""
     sorter = TopologicalSorter(after)
     try:
         sorter.prepare()

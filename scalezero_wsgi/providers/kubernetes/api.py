@@ -1,6 +1,6 @@
 """The Kubernetes API as the provider asks it: JSON in and out, each call within a deadline.
 
-The configuration, the credentials and TLS are lightkube's; :mod:`.kubernetes` says why it is this library.
+The configuration, the credentials and TLS are lightkube's; :mod:`.provider` says why it is this library.
 Its own watch reads without a time-out, so a server that hangs would hold it for ever. Hence the requests are
 made here, on an HTTP client that is made of lightkube's parameters.
 """
@@ -90,11 +90,11 @@ class KubernetesApi:
 
         :raises ApiError: the server refused, or ended the stream with an error such as 410, Gone.
         """
-        begun = time.monotonic()
+        started_at = time.monotonic()
         # The server ends the stream after whole seconds, and the connection can serve again. The time-out of
         # a read is for a server that hangs, and for the rest of a second.
         params |= {"watch": "true", "timeoutSeconds": str(max(1, int(seconds - 0.2)))}
-        with _Opened(self, "GET", path, seconds, params=params) as response:
+        with _OpenResponse(self, "GET", path, seconds, params=params) as response:
             if response.status_code != 200:
                 response.read()
                 raise _refusal("watch", path, response.status_code, _json(response.content))
@@ -105,11 +105,11 @@ class KubernetesApi:
                 if event.get("type") == "ERROR":
                     raise _refusal("watch", path, int(event["object"].get("code") or 500), event["object"])
                 yield str(event.get("type")), event["object"]
-                if time.monotonic() >= begun + seconds:
+                if time.monotonic() >= started_at + seconds:
                     return
 
     def _ask(self, method: str, path: str, deadline: float, **options: Any) -> Answer:
-        with _Opened(self, method, path, deadline - time.monotonic(), **options) as response:
+        with _OpenResponse(self, method, path, deadline - time.monotonic(), **options) as response:
             content = bytearray()
             for chunk in response.iter_bytes():
                 content += chunk
@@ -166,7 +166,7 @@ class _Slot:
 
 
 class _Client:
-    """Closes its connections when nobody uses it any more, rather than under somebody's hands."""
+    """An HTTP client that closes its connections once nobody uses it any more, never during a call."""
 
     def __init__(self, config: SingleConfig) -> None:
         import httpx2
@@ -178,7 +178,7 @@ class _Client:
         weakref.finalize(self, self.http.close).atexit = False
 
 
-class _Opened:
+class _OpenResponse:
     """A response whose body is still to be read; all that can go wrong meanwhile is a ProviderError."""
 
     def __init__(self, api: KubernetesApi, method: str, path: str, timeout: float, **options: Any) -> None:
@@ -194,7 +194,7 @@ class _Opened:
             http = self._client.http
             self._response = http.send(http.build_request(*self._call, **self._options), stream=True)
         except Exception as error:  # noqa: BLE001 - of the transport, TLS, a token's file, an exec plugin
-            raise self._trouble(error) from _quotable(error)
+            raise self._error(error) from _quotable(error)
         if self._response.status_code == 401:
             self._api._forget(self._client)
         return self._response
@@ -202,21 +202,21 @@ class _Opened:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._response.close()
         if isinstance(error, Exception) and not isinstance(error, ProviderError):
-            raise self._trouble(error) from _quotable(error)
+            raise self._error(error) from _quotable(error)
 
-    def _trouble(self, error: Exception) -> ProviderError:
-        if self._client is not None and _is_about_trust(error):
+    def _error(self, error: Exception) -> ProviderError:
+        if self._client is not None and _is_untrusted_certificate(error):
             self._api._forget(self._client)
         why = f": {error}" if _quotable(error) else ""
         return ProviderError(f"Kubernetes cannot be asked for {self._what}: {type(error).__name__}{why}")
 
 
 def _quotable(error: Exception) -> Exception | None:
-    """Not an error that quotes an impossible header, and so a token."""
+    """Return the error if it may be quoted: not one that quotes an impossible header, and so a token."""
     return None if type(error).__name__ == "LocalProtocolError" else error
 
 
-def _is_about_trust(error: BaseException | None) -> bool:
+def _is_untrusted_certificate(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
         error = error.__cause__ or error.__context__
     return error is not None
@@ -230,7 +230,7 @@ def _json(text: bytes | str) -> Any:
 
 
 def _refusal(method: str, path: str, status: int, body: object) -> ApiError:
-    """Made of a ``Status`` object, whose message says which permission is missing, or which object."""
+    """Return the error for a ``Status`` object; its message says which permission or object is missing."""
     message, missing = "", None
     if isinstance(body, Mapping):
         message = str(body.get("message") or "")

@@ -1,6 +1,6 @@
 """What Kubernetes' objects say: counts, bounds, addresses, and why pods do not come up.
 
-Nothing here asks anybody. The objects are JSON as the API server sent it; a field may be missing or null.
+Nothing here calls the API server. The objects are JSON as it sent them; a field may be missing or null.
 """
 
 from __future__ import annotations
@@ -52,37 +52,37 @@ KINDS = {
 
 
 def custom_kind(group: str, version: str, plural: str) -> Kind:
-    """A custom resource. Where its objects keep the desired count is known to the server only."""
+    """Return a custom resource's kind. Only the server knows where its objects keep the desired count."""
     return Kind(f"apis/{group}/{version}", plural, ("availableReplicas", "readyReplicas"), by_scale=True)
 
 
 def at(thing: Any, *path: str) -> Any:
-    """What lies under ``path``; ``None`` if there is nothing."""
+    """Return what lies under ``path``; ``None`` if there is nothing."""
     for key in path:
         thing = thing.get(key) if isinstance(thing, Mapping) else None
     return thing
 
 
 def items(thing: Any, *path: str) -> list[Any]:
-    """The list under ``path``, which is empty when it is missing."""
+    """Return the list under ``path``, which is empty when it is missing."""
     found = at(thing, *path)
     return found if isinstance(found, list) else []
 
 
 def count(value: object) -> int:
-    """A number of replicas. At zero the field is left out, or null."""
+    """Return a number of replicas. At zero the field is left out, or null."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 def texts(thing: Any, *path: str) -> dict[str, str]:
-    """Labels or annotations, but for the one that holds a copy of the whole object."""
+    """Return labels or annotations, but for the one that holds a copy of the whole object."""
     found = at(thing, *path)
     found = found if isinstance(found, Mapping) else {}
     return {str(key): str(value) for key, value in found.items() if key != _TOO_LONG}
 
 
 def bounds(annotations: Mapping[str, str]) -> tuple[int, int | None]:
-    """Minimum and maximum; nonsense counts as not said, and the minimum is never above the maximum."""
+    """Return minimum and maximum; nonsense counts as not said, and the minimum is never above the maximum."""
     low, high = (_positive(annotations.get(key)) for key in (MIN, MAX))
     low = low or 1
     return (low, None) if high is None else (min(low, high), high)
@@ -94,7 +94,7 @@ def _positive(text: str | None) -> int | None:
 
 
 def claimed(kind: Kind, thing: Any, scale: Any) -> int:
-    """How many replicas are available as the object says; none while it speaks of another desired count."""
+    """Return how many replicas the object says are available; 0 while it speaks of another desired count."""
     if not _is_up_to_date(thing):
         return 0
     status = at(thing, "status")
@@ -109,19 +109,19 @@ def _is_up_to_date(thing: Any) -> bool:
     return not isinstance(observed, int) or observed >= count(at(thing, "metadata", "generation"))
 
 
-def is_going(pod: Any) -> bool:
-    """Whether it was told to end. It may still be running, be ready and have an endpoint."""
+def is_terminating(pod: Any) -> bool:
+    """Return whether it was told to end. It may still be running, be ready and have an endpoint."""
     return at(pod, "metadata", "deletionTimestamp") is not None
 
 
 def condition(thing: Any, kind: str) -> Any:
-    """The condition of that type, or ``None``."""
+    """Return the condition of that type, or ``None``."""
     return next((found for found in items(thing, "status", "conditions") if at(found, "type") == kind), None)
 
 
 def is_ready(pod: Any) -> bool:
-    """Whether it can serve, and will go on."""
-    return at(condition(pod, "Ready"), "status") == "True" and not is_going(pod)
+    """Return whether it can serve, and will go on."""
+    return at(condition(pod, "Ready"), "status") == "True" and not is_terminating(pod)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -133,7 +133,7 @@ class Address:
 
 
 def addresses(endpoints: Any) -> list[Address]:
-    """Of the ready endpoints, in an order that does not change by itself."""
+    """Return the ready endpoints' addresses, in an order that does not change by itself."""
     found = []
     for subset in items(endpoints, "subsets"):
         port = at(http_port(items(subset, "ports")), "port")
@@ -144,34 +144,34 @@ def addresses(endpoints: Any) -> list[Address]:
 
 
 def http_port(ports: Iterable[Any]) -> Any:
-    """The port that is called ``http``, else the first one."""
+    """Return the port that is called ``http``, else the first one."""
     listed = list(ports)
     return next((port for port in listed if at(port, "name") == "http"), listed[0] if listed else None)
 
 
 def base_url(host: str, port: object) -> str:
-    """``http://host:port``; an IPv6 address gets its brackets."""
+    """Return ``http://host:port``; an IPv6 address gets its brackets."""
     host = f"[{host}]" if ":" in host else host
     return f"http://{host}:{port}" if port else f"http://{host}"
 
 
 def failure(thing: Any, pods: Collection[Any], now: float, pending_timeout: float) -> str | None:
-    """Why the function will not come up, in words fit for a client; ``None`` while there is hope.
+    """Return why the function will not come up, in words fit for a client; ``None`` while there is hope.
 
-    :param pods: those of the object; the ones that are going or done do not count.
+    :param pods: those of the object; the ones that are terminating or done do not count.
     :param now: seconds since the epoch, by the clock of the cluster.
     :param pending_timeout: seconds for which a pod that no node takes counts as hope.
     """
     if not _is_up_to_date(thing):
         return None
     done = ("Succeeded", "Failed")
-    living = [pod for pod in pods if not is_going(pod) and at(pod, "status", "phase") not in done]
-    reasons = [_pod_failure(pod, now, pending_timeout) for pod in living]
+    remaining = [pod for pod in pods if not is_terminating(pod) and at(pod, "status", "phase") not in done]
+    reasons = [_pod_failure(pod, now, pending_timeout) for pod in remaining]
     if reasons and all(reasons):
         return reasons[0]
     if at(condition(thing, "Progressing"), "reason") == "ProgressDeadlineExceeded":
         return "it did not become available within its progress deadline"
-    if not living and at(condition(thing, "ReplicaFailure"), "status") == "True":
+    if not remaining and at(condition(thing, "ReplicaFailure"), "status") == "True":
         return "its pods cannot be created"
     return None
 

@@ -33,14 +33,14 @@ from ..url import read_url
 from . import objects
 from .api import ApiError, KubernetesApi
 from .objects import KINDS, Kind, at
-from .status import LABEL, NAME, NAMESPACE, Looks, Target, View
+from .status import LABEL, NAME, NAMESPACE, StatusReader, Target, View
 
 __all__ = ["KubernetesProvider"]
 
-_LOOK_AGAIN = 1.5
-"""Seconds after which a start is looked at as a whole, whatever the watch says: pods are not watched."""
+_REFRESH_AFTER = 1.5
+"""Seconds after which a start is read as a whole, whatever the watch says: pods are not watched."""
 
-_BREATH = 0.1
+_WATCH_PAUSE = 0.1
 """Seconds between two watches that broke at once."""
 
 _TRIES = 3
@@ -67,7 +67,7 @@ class KubernetesProvider:
     :param kind: ``"Deployment"``, ``"StatefulSet"``, ``"ReplicaSet"``, ``"ReplicationController"``, or a
         custom resource as ``"<group>/<version>/<plural>"``, such as ``"example.com/v1/widgets"``.
     :param service: the name of a function's Service, a template with ``{name}``; the object's annotation
-        ``scalezero.service`` goes before it. ``None`` (or empty): Services are not looked at, and no endpoint
+        ``scalezero.service`` goes before it. ``None`` (or empty): Services are not read, and no endpoint
         is known.
     :param address: what the status's endpoint is: ``"service"``, the cluster IP of the Service (its name in
         the cluster's DNS if it has none); or ``"pod"``, the address of its first ready pod, which is reached
@@ -103,7 +103,7 @@ class KubernetesProvider:
         self._kind = _kind(kind)
         self._timeout = positive_duration("timeout", timeout)
         self._api = KubernetesApi(kubeconfig or None, context or None)
-        self._looks = Looks(
+        self._reader = StatusReader(
             self._api,
             self._kind,
             _template(service) if service else None,
@@ -125,7 +125,7 @@ class KubernetesProvider:
         return cls(**keywords)
 
     def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
-        """Tell the present status.
+        """Return the present status.
 
         Asks for the object, for its Service's endpoints when the object says that it is available, and for
         its pods while it does not come up, and once when it has.
@@ -134,7 +134,7 @@ class KubernetesProvider:
         :raises ProviderError: the API server refused, failed, or did not answer within the time-out; there is
             no such Service, or no permission. The message says what is missing.
         """
-        return self._looks.look(self._target(name, namespace), self._deadline()).status
+        return self._reader.read(self._target(name, namespace), self._deadline()).status
 
     def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
         """Patch the scale subresource; does not wait for the pods.
@@ -163,25 +163,25 @@ class KubernetesProvider:
         """Return the status as soon as it differs from ``seen``.
 
         Watches the object, and when that says it is available, the endpoints: one after the other, so no
-        thread is needed. A watch that breaks, times out or is told 410, Gone, begins anew with a look.
+        thread is needed. A watch that breaks, times out or is told 410, Gone, begins anew with a full read.
 
         :param timeout: seconds after which it returns in any case.
         :raises FunctionNotFound: there is no such object, or no more.
         :raises ProviderError: as for :meth:`get_replicas`.
         """
         target = self._target(name, namespace)
-        until = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout
         while True:
-            begun = time.monotonic()
-            view = self._looks.look(target, self._deadline())
-            if view.status != seen or time.monotonic() >= until:
+            started_at = time.monotonic()
+            view = self._reader.read(target, self._deadline())
+            if view.status != seen or time.monotonic() >= deadline:
                 return view.status
-            for changed in self._changes(target, view, until):
+            for changed in self._changes(target, view, deadline):
                 if changed.status != seen:
                     return changed.status
             now = time.monotonic()
-            if now < begun + _BREATH:
-                time.sleep(max(0.0, min(begun + _BREATH, until) - now))
+            if now < started_at + _WATCH_PAUSE:
+                time.sleep(max(0.0, min(started_at + _WATCH_PAUSE, deadline) - now))
 
     def list_functions(self) -> list[Function]:
         """Name every object of the kind in the provider's namespace.
@@ -210,11 +210,11 @@ class KubernetesProvider:
     def _deadline(self) -> float:
         return time.monotonic() + self._timeout
 
-    def _changes(self, target: Target, view: View, until: float) -> Iterator[View]:
-        """A view for each event of what is waited for. Ends when another look is due."""
-        duration = until - time.monotonic()
+    def _changes(self, target: Target, view: View, deadline: float) -> Iterator[View]:
+        """Yield a view for each event of what is waited for. Ends when another full read is due."""
+        duration = deadline - time.monotonic()
         if view.status.replicas:
-            duration = min(duration, _LOOK_AGAIN)
+            duration = min(duration, _REFRESH_AFTER)
         awaited = view.awaited
         params = {"resourceVersion": awaited.version, **awaited.selection}
         with contextlib.closing(self._api.watch(awaited.path, duration, **params)) as events:
@@ -224,10 +224,10 @@ class KubernetesProvider:
                         return
                     found = replace(awaited, body=body)
                     thing, endpoints = (found, None) if awaited is view.thing else (view.thing, found)
-                    changed = self._looks.view(target, thing, self._deadline(), endpoints, view)
+                    changed = self._reader.view(target, thing, self._deadline(), endpoints, view)
                     yield changed
                     # The next read may take the whole duration again.
-                    if changed.awaited.path != awaited.path or time.monotonic() + duration > until:
+                    if changed.awaited.path != awaited.path or time.monotonic() + duration > deadline:
                         return
             except ApiError as error:
                 if error.status < 500 and error.status not in (410, 429):

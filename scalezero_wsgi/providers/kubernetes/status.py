@@ -30,7 +30,7 @@ class Target:
     objects: str
 
     def core(self, plural: str) -> str:
-        """The path of pods, services or endpoints."""
+        """Return the path of pods, services or endpoints."""
         return f"api/v1/namespaces/{self.namespace}/{plural}"
 
     @property
@@ -72,10 +72,10 @@ class _Proof:
     endpoint: str | None
 
 
-class Looks:
-    """Looks at functions. Safe for threads and after a fork.
+class StatusReader:
+    """Reads functions' status from the API server. Safe for threads and after a fork.
 
-    :param service: the template of a Service's name; ``None``: Services are not looked at.
+    :param service: the template of a Service's name; ``None``: Services are not read.
     :param by_pod: the endpoint is a pod's address, not the Service's.
     :param pending_timeout: seconds for which a pod that no node takes counts as hope.
     """
@@ -91,8 +91,8 @@ class Looks:
         self._selectors: Bounded[Function, tuple[str, str]] = Bounded(_REMEMBERED)
         self._proofs: Bounded[Function, _Proof] = Bounded(_REMEMBERED)
 
-    def look(self, target: Target, deadline: float) -> View:
-        """Ask for all that counts.
+    def read(self, target: Target, deadline: float) -> View:
+        """Ask for all that a status is made of.
 
         :param deadline: monotonic seconds.
         :raises FunctionNotFound: there is no such object.
@@ -142,7 +142,7 @@ class Looks:
         endpoints: Found | None,
         deadline: float,
     ) -> View:
-        """Does what the object claims hold for its endpoints, and will it last?"""
+        """Check what the object claims against its endpoints and pods."""
         service = self._service_name(target, status)
         source = thing
         ready: list[Address] | None = None
@@ -169,22 +169,22 @@ class Looks:
         ready: list[Address] | None,
         deadline: float,
     ) -> _Proof:
-        """Leave out the pods that were told to end: object and endpoints count them for a moment still.
+        """Leave out the pods that are terminating: object and endpoints still count them for a moment.
 
-        Found once for each scale change and each change of the endpoints, and remembered if all pods stay.
+        Done once for each scale change and each change of the endpoints, and remembered if all pods stay.
         """
         pods, _ = self._pods(target, thing, deadline)
-        going = {at(pod, "metadata", "name") for pod in pods or () if objects.is_going(pod)}
+        terminating = {at(pod, "metadata", "name") for pod in pods or () if objects.is_terminating(pod)}
         if ready is None or service is None:
             available = claim.available if pods is None else sum(map(objects.is_ready, pods))
             proof = replace(claim, available=available)
         else:
-            staying = [address for address in ready if address.pod not in going]
+            staying = [address for address in ready if address.pod not in terminating]
             proof = replace(claim, available=len(staying))
             if staying:
                 url = staying[0].url if self._by_pod else self._service_url(target, service, deadline)
                 proof = replace(proof, endpoint=url)
-        if proof.available and not going:
+        if proof.available and not terminating:
             self._proofs.set(target.function, proof)
         return proof
 
@@ -197,7 +197,7 @@ class Looks:
             raise
 
     def _pods(self, target: Target, thing: Found, deadline: float) -> tuple[list[Any] | None, float]:
-        """The object's pods, ``None`` if it does not tell how to find them; and the cluster's time."""
+        """Return the object's pods, ``None`` if it does not tell how to find them; and the cluster's time."""
         uid = str(at(thing.body, "metadata", "uid"))
         known = self._selectors.get(target.function)
         if known is None or known[0] != uid:
@@ -235,7 +235,7 @@ class Looks:
         return objects.base_url(address, at(objects.http_port(objects.items(body, "spec", "ports")), "port"))
 
     def _find(self, path: str, name: str, deadline: float) -> Found | None:
-        """A list of one, rather than the object: its version is young enough for a watch to go on from."""
+        """Ask for a list of one, not the object: its version is young enough for a watch to go on from."""
         asked = Found(path, name, None, "")
         answer = self._api.get(path, deadline, **asked.selection).body
         version = str(at(answer, "metadata", "resourceVersion") or "")

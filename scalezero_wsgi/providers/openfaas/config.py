@@ -58,7 +58,7 @@ def parameters(url: object, known: Collection[str]) -> tuple[str, dict[str, str]
 
 
 def split_url(url: object) -> tuple[str, Credentials | None]:
-    """The gateway's base URL, without a slash at its end, and the credentials that were in it."""
+    """Return the gateway's base URL, without a slash at its end, and the credentials that were in it."""
     if not isinstance(url, str) or not _VISIBLE.fullmatch(url):
         raise not_allowed("url", _shown(url), _URL_ALLOWED)
     try:
@@ -75,7 +75,7 @@ def split_url(url: object) -> tuple[str, Credentials | None]:
 
 
 def _shown(url: object) -> object:
-    """The URL without what may be a credential, however malformed it is."""
+    """Return the URL without what may be a credential, however malformed it is."""
     if not isinstance(url, str):
         return url
     head, at, rest = url.rpartition("@")
@@ -84,7 +84,7 @@ def _shown(url: object) -> object:
 
 
 def credentials(*ways: Credentials | None) -> Credentials:
-    """The one way that is given, if any."""
+    """Return the one way that is given, if any."""
     given = [way for way in ways if way is not None]
     if len(given) > 1:
         raise SettingError(
@@ -95,7 +95,7 @@ def credentials(*ways: Credentials | None) -> Credentials:
 
 
 def basic(username: object, password: object) -> Credentials | None:
-    """Basic authentication, RFC 7617, in UTF-8."""
+    """Return basic authentication (RFC 7617, in UTF-8); ``None`` without a user."""
     if username is None and password is None:
         return None
     if not _is_text(username) or ":" in str(username):
@@ -111,7 +111,7 @@ def _is_text(value: object) -> bool:
 
 
 def bearer(token: object) -> Credentials | None:
-    """A bearer token, RFC 6750."""
+    """Return a bearer token (RFC 6750); ``None`` without one."""
     if token is None:
         return None
     if not isinstance(token, str) or not _VISIBLE.fullmatch(token):
@@ -120,7 +120,7 @@ def bearer(token: object) -> Credentials | None:
 
 
 def mounted(directory: str | os.PathLike[str] | None) -> Credentials | None:
-    """Basic authentication from the two files of a mounted secret."""
+    """Read basic authentication from the two files of a mounted secret."""
     if directory is None:
         return None
     username, password = (_trimmed(Path(directory, f"basic-auth-{name}")) for name in ("user", "password"))
@@ -139,22 +139,22 @@ def _trimmed(path: Path) -> str:
         raise SettingError(f"secret_mount_path: {path} is not UTF-8") from None
 
 
-def existing(keyword: str, path: str | os.PathLike[str] | None) -> str | None:
-    """A file that is there."""
+def existing_file(keyword: str, path: str | os.PathLike[str] | None) -> str | None:
+    """Return the path of a file that must exist."""
     if path is not None and not Path(path).is_file():
         raise not_allowed(keyword, os.fspath(path), "a file")
     return None if path is None else os.fspath(path)
 
 
 def name_or_none(keyword: str, value: object) -> str:
-    """A name, or an empty text."""
+    """Return a name, or an empty text."""
     if not isinstance(value, str) or (value and not NAME.fullmatch(value)):
         raise not_allowed(keyword, value, "a name, or empty")
     return value
 
 
 def name_list(keyword: str, value: object) -> tuple[str, ...]:
-    """Names from a list, or from a text with commas between."""
+    """Return names from a list, or from a text with commas between."""
     names = value.split(",") if isinstance(value, str) and value else value or ()
     if not isinstance(names, Iterable):
         raise not_allowed(keyword, value, _NAMESPACES_ALLOWED)
@@ -165,7 +165,10 @@ def name_list(keyword: str, value: object) -> tuple[str, ...]:
 
 
 def template(endpoint: object) -> str | None:
-    """The template of a function's base URL, of ``gateway``, ``function``, ``name`` and ``namespace``."""
+    """Return the template of a function's base URL.
+
+    It may hold ``gateway``, ``function``, ``name`` and ``namespace``.
+    """
     if endpoint is None:
         return None
     if endpoint == "gateway":
@@ -183,7 +186,7 @@ def template(endpoint: object) -> str | None:
 
 
 def ready_path(ready: object, endpoint: object) -> str | None:
-    """A path under the endpoint."""
+    """Return a path under the endpoint."""
     if ready is None:
         return None
     if not isinstance(ready, str) or not _VISIBLE.fullmatch(ready) or not ready.startswith("/"):

@@ -1,4 +1,4 @@
-"""HTTP calls that end in time: sessions whose time-out is for all of an answer, not for each read of it."""
+"""HTTP calls with a deadline: their time-out is for the whole of an answer, not for each read of it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Answer(NamedTuple):
     body: bytes
 
     def json(self) -> Any:
-        """The body's content.
+        """Return the body's content.
 
         :raises ProviderError: it is no JSON.
         """
@@ -95,7 +95,7 @@ class Client:
                 and isinstance(error, requests.ConnectionError)
                 and not isinstance(error, requests.Timeout)
             ):
-                # A kept connection may be closed just when it is used. Asking twice is asking once here.
+                # A kept connection may be closed just when it is used. All calls made here are idempotent.
                 return self._exchange(method, url, deadline, options)
             raise
         if len(idle) < MAX_IDLE:

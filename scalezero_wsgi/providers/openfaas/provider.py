@@ -115,7 +115,7 @@ class OpenFaaSProvider:
         )
         self._timeout = positive_duration("timeout", timeout)
         self._client = Client(
-            positive_duration("connect_timeout", connect_timeout), config.existing("ca_file", ca_file)
+            positive_duration("connect_timeout", connect_timeout), config.existing_file("ca_file", ca_file)
         )
         self.own_namespace = config.name_or_none("namespace", namespace)
         self._namespaces = config.name_list("namespaces", namespaces)
@@ -138,7 +138,7 @@ class OpenFaaSProvider:
         return f"{type(self).__name__}({self._url!r})"
 
     def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
-        """Tell the present status.
+        """Return the present status.
 
         :raises FunctionNotFound: the gateway does not know it, or no function can be called so.
         :raises ProviderError: the gateway failed, refused, or has not answered within ``timeout``.
@@ -249,7 +249,7 @@ class OpenFaaSProvider:
         raise ProviderError(f"function {function}: the gateway refuses zero{self._excerpt(answer)}")
 
     def _excerpt(self, answer: Answer) -> str:
-        """How the answer begins, without the credentials, should they be echoed."""
+        """Return how the answer begins, without the credentials, should they be echoed."""
         text = answer.body.decode("utf-8", "replace")
         for secret in self._credentials.secrets:
             text = text.replace(secret, "***")
@@ -286,7 +286,7 @@ def _read(found: object) -> ReplicaStatus:
 
 
 def _field(found: object, key: str, kind: type[T]) -> T:
-    """A member of an object; the kind's zero if it is absent or null."""
+    """Return a member of an object; the kind's zero if it is absent or null."""
     if not isinstance(found, Mapping):
         raise ProviderError(f"the gateway's answer is {found!r:.100}, not an object")
     value = found.get(key)
@@ -302,6 +302,6 @@ def _texts(found: object, key: str) -> dict[str, str]:
 
 
 def _scale_label(labels: Mapping[str, str], name: str) -> int | None:
-    """The count that the label tells; ``None`` for 0 and for what is no count."""
+    """Return the count that the label tells; ``None`` for 0 and for what is no count."""
     text = labels.get(f"com.openfaas.scale.{name}", "").strip()
     return (int(text) or None) if _COUNT.fullmatch(text) else None

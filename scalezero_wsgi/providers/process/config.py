@@ -153,7 +153,7 @@ def _ready(value: object) -> Ready:
 
 
 def checked_name(key: str) -> Function:
-    """The function that is called ``"name"`` or ``"name.namespace"`` in the settings.
+    """Return the function that is called ``"name"`` or ``"name.namespace"`` in the settings.
 
     :raises SettingError: it cannot be called so.
     """
@@ -172,7 +172,7 @@ def split_name(key: str) -> Function:
 
 
 def digest(functions: Mapping[Function, ProcessFunction]) -> str:
-    """A short text that equal functions have in common, in whatever order they are given."""
+    """Return a short text that equal functions have in common, in whatever order they are given."""
     # A relative command means another program in another directory, so the latter counts as well.
     content = sorted(
         repr((key, f.command, f.ready, sorted(f.env.items()), Path(f.cwd or ".").absolute(), f.stop))

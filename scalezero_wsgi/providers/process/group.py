@@ -54,7 +54,7 @@ class ProcessId:
                 os.killpg(self.pid, signum)
 
     def _has_group(self) -> bool:
-        """Whether the group is still its own; not if the id has gone to another process."""
+        """Return whether the group is still its own; not if the id has gone to another process."""
         stat = _read_stat(self.pid)
         return bool(self.pid) and (stat is None or stat.started == self.started)
 

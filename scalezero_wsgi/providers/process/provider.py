@@ -1,9 +1,9 @@
 """Functions as local commands: for development, small hosts and model servers.
 
-There is no daemon and no supervising thread. What is known of a function's process lies in a small file,
-in a private directory, and is changed only under a file lock; so all workers of a host share the one
-process, whoever started it, and a worker that is recycled or killed neither ends nor doubles it. Whoever
-asks next notices what has happened meanwhile, and acts on it.
+There is no daemon and no supervising thread. The state of a function's process is kept in a small file in
+a private directory, and changed only under a file lock; so all workers of a host share the one
+process, whoever started it, and a worker that is recycled or killed neither ends nor doubles it. The next
+call notices what has happened meanwhile, and acts on it.
 
 For POSIX systems. Where there is no ``/proc``, a process is recognised by its id alone.
 """
@@ -90,7 +90,7 @@ class ProcessProvider:
         return list(self._functions)
 
     def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
-        """Tell the present status; asks a process that is not ready yet, once, whether it is.
+        """Return the present status; probes a process that is not ready yet, once.
 
         Takes a second at most, and a few file reads when the process is ready.
 
@@ -129,7 +129,7 @@ class ProcessProvider:
         deadline = time.monotonic() + timeout
         while True:
             left = deadline - time.monotonic()
-            state = self._observe(key, patience=min(_PROBE_WAIT, max(left, 0.01)))
+            state = self._observe(key, probe_timeout=min(_PROBE_WAIT, max(left, 0.01)))
             status = state.status()
             left = deadline - time.monotonic()
             if status != seen or left <= 0:
@@ -164,7 +164,7 @@ class ProcessProvider:
 
     # -- what has become of the process
 
-    def _observe(self, key: Function, patience: float = _PROBE_WAIT) -> ProcessState:
+    def _observe(self, key: Function, probe_timeout: float = _PROBE_WAIT) -> ProcessState:
         """Return the present state. Takes the lock only when it has changed."""
         state = self._states.read(key)
         self._children.reap_former(key, state.process.pid)
@@ -172,7 +172,7 @@ class ProcessProvider:
             return state
         self._states.trim_log(key)
         ready = self._settings(key).ready
-        answered = state.phase is Phase.STARTING and answers(HOST, state.port, ready.path, patience)
+        answered = state.phase is Phase.STARTING and answers(HOST, state.port, ready.path, probe_timeout)
         is_due = time.monotonic() >= state.due(ready.timeout)
         # Without /proc (no start time) only the parent can tell a zombie, and it does so under the lock.
         if state.process.started and state.process.lives() and not answered and not is_due:

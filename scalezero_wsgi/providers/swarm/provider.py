@@ -54,9 +54,9 @@ _log = logging.getLogger("scalezero_wsgi")
 _KEYWORDS = ("timeout", "pending_timeout", "host", "network", "cert_path")
 _REMEMBERED = 10_000
 _PROBE_WAIT = 1.0
-_UPDATES = 20  # of a service that others update at the same time
-_ASK_FIRST = 0.01
-_ASK_AT_LEAST = 0.25
+_UPDATES = 20  # tries to update a service that others update at the same time
+_POLL_FIRST = 0.01  # seconds between the first two queries for a task that starts
+_ASK_AT_LEAST = 0.25  # seconds between two queries at most
 _EVENTS = {
     "type": ["service", "container"],
     "event": ["update", "remove", "start", "die", "health_status"],
@@ -115,19 +115,19 @@ class SwarmProvider:
     def list_functions(self) -> list[Function]:
         """Name every service that is no job, in order.
 
-        :raises ProviderError: the engine cannot tell.
+        :raises ProviderError: the engine cannot be asked.
         """
         with engine_errors():
             services = self._services(self._deadline())
             return sorted({service.function for service in services if service.is_function})
 
     def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
-        """Tell the present status; asks tasks that have not answered yet, once, whether they do.
+        """Return the present status; probes each task that has not answered yet, once.
 
         :raises FunctionNotFound: the swarm has no such service.
-        :raises ProviderError: the engine cannot tell; or the service is a job.
+        :raises ProviderError: the engine cannot be asked; or the service is a job.
         """
-        return self._look(Function(name, namespace))
+        return self._query(Function(name, namespace))
 
     def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
         """Set the desired count, and leave the rest of the service as it is.
@@ -157,24 +157,24 @@ class SwarmProvider:
     ) -> ReplicaStatus:
         """Return the status as soon as it differs from ``seen``.
 
-        :param timeout: seconds after which it returns in any case, but for a question that is under way.
+        :param timeout: seconds after which it returns in any case, but for a query that is under way.
         :raises FunctionNotFound: the swarm has no such service.
-        :raises ProviderError: the engine cannot tell; or the service is a job.
+        :raises ProviderError: the engine cannot be asked; or the service is a job.
         """
         function = Function(name, namespace)
-        begun = time.monotonic()
+        started_at = time.monotonic()
         with self._clients.events(_EVENTS) as events:
             while True:
-                status = self._look(function)
-                waited = time.monotonic() - begun
+                status = self._query(function)
+                waited = time.monotonic() - started_at
                 if status != seen or waited >= timeout:
                     return status
-                comes = status.replicas > 0 and status.available_replicas == 0
-                pause = max(_ASK_FIRST, 0.02 * waited) if comes else _ASK_AT_LEAST
+                is_starting = status.replicas > 0 and status.available_replicas == 0
+                pause = max(_POLL_FIRST, 0.02 * waited) if is_starting else _ASK_AT_LEAST
                 events.wait(min(pause, _ASK_AT_LEAST, timeout - waited))
 
     def doubt(self, name: str, namespace: str) -> None:
-        """Ask the tasks again whether they answer, before they count as available."""
+        """Probe the tasks again before they count as available."""
         self._answered.pop(Function(name, namespace))
 
     # -- the engine
@@ -182,9 +182,9 @@ class SwarmProvider:
     def _deadline(self) -> float:
         return time.monotonic() + self._clients.timeout
 
-    def _ask(self, deadline: float, question: Callable[[Any], T]) -> T:
+    def _ask(self, deadline: float, query: Callable[[Any], T]) -> T:
         with self._clients.use(deadline - time.monotonic()) as client:
-            return question(client.api)
+            return query(client.api)
 
     def _services(self, deadline: float, **filters: object) -> list[Service]:
         return [
@@ -192,7 +192,7 @@ class SwarmProvider:
         ]
 
     def _service(self, function: Function, deadline: float) -> Service:
-        """Found once, it is asked for by its id: a service's name is no longer what it was called."""
+        """Return the function's service. Found once, it is asked for by its id, which is one query."""
         known = self._ids.get(function)
         if known is not None:
             service = self._ask(deadline, lambda api: _inspected(api, known))
@@ -216,7 +216,7 @@ class SwarmProvider:
         return next(iter(found.values()))
 
     def _scale(self, service: Service, replicas: int, deadline: float) -> bool:
-        """Whether it was done; else somebody else was faster, and it may be tried again."""
+        """Update the service; return ``False`` if another update came first: then try again."""
         # Not by the library: it writes the defaults into the spec as well, and for that difference the swarm
         # replaces the tasks that run. Without credentials for a registry, the service keeps those it has.
         with self._clients.use(deadline - time.monotonic()) as client:
@@ -234,7 +234,7 @@ class SwarmProvider:
 
     # -- the status
 
-    def _look(self, function: Function) -> ReplicaStatus:
+    def _query(self, function: Function) -> ReplicaStatus:
         deadline = self._deadline()
         with engine_errors():
             service = self._service(function, deadline)
@@ -244,8 +244,10 @@ class SwarmProvider:
             wanted = [task for task in tasks if task.desired == "running"]
             here = self._containers(service, deadline) if wanted else {}
             running = [task for task in wanted if task.state == "running" or task.id in here]
-            ways = {task.id: self._way(service, task, here.get(task.id), deadline) for task in running}
-            available = self._available(service, ways, deadline)
+            addresses = {
+                task.id: self._address_of(service, task, here.get(task.id), deadline) for task in running
+            }
+            available = self._available(service, addresses, deadline)
             minimum, maximum = service.bounds
             return ReplicaStatus(
                 replicas=len(wanted) if service.replicas is None else service.replicas,
@@ -253,7 +255,7 @@ class SwarmProvider:
                 min_replicas=minimum,
                 max_replicas=maximum,
                 labels=service.labels,
-                endpoint=next((way.url for way in available.values() if way), None),
+                endpoint=next((address.url for address in available.values() if address), None),
                 failure=None if running else self._failure(service, tasks),
             )
 
@@ -262,7 +264,7 @@ class SwarmProvider:
         return sorted(map(Task.of, answer), key=lambda task: (task.order, task.id))
 
     def _containers(self, service: Service, deadline: float) -> dict[str, Mapping[str, Any]]:
-        """Those that run on the asked node, by their tasks."""
+        """Return the containers that run on the asked node, by their tasks."""
         filters = {
             "label": f"com.docker.swarm.service.id={service.id}",
             "status": "running",
@@ -272,27 +274,31 @@ class SwarmProvider:
         return {task_of(container): container for container in answer}
 
     def _available(
-        self, service: Service, ways: Mapping[str, Address | None], deadline: float
+        self, service: Service, addresses: Mapping[str, Address | None], deadline: float
     ) -> Mapping[str, Address | None]:
-        """The tasks that answer, each with the way to it."""
+        """Return the tasks that answer, each with its address."""
         probe = service.probe
         if probe is None:
-            return ways
+            return addresses
         known = self._answered.get(service.function) or frozenset()
         available = {}
-        for task, way in ways.items():
-            patience = min(_PROBE_WAIT, deadline - time.monotonic())
+        for task, address in addresses.items():
+            probe_timeout = min(_PROBE_WAIT, deadline - time.monotonic())
             # Once is enough: who is busy must not be taken for one that is not there.
-            if way is None or task in known or (patience > 0 and way.answers(probe[0], patience)):
-                available[task] = way
+            if (
+                address is None
+                or task in known
+                or (probe_timeout > 0 and address.answers(probe[0], probe_timeout))
+            ):
+                available[task] = address
         if known != available.keys():
             self._answered.set(service.function, frozenset(available))
         return available
 
-    def _way(
+    def _address_of(
         self, service: Service, task: Task, container: Mapping[str, Any] | None, deadline: float
     ) -> Address | None:
-        """Where a task is reached, if that is known."""
+        """Return where a task is reached, if that is known."""
         if self._network is None:
             published = task.ports if container is None else Port.bound_by(container)
             port = service.choice(port for port in published if port.mode == "host" and port.published)
@@ -317,7 +323,7 @@ class SwarmProvider:
         return port.bound
 
     def _failure(self, service: Service, tasks: list[Task]) -> str | None:
-        task = culprit(tasks, service.updated, self._hopes)
+        task = culprit(tasks, service.updated, self._may_still_start)
         if task is None:
             return None
         if not self._logged.get(task.id):
@@ -325,8 +331,8 @@ class SwarmProvider:
             _log.warning("function %s: task %s is %s: %s", service.function, task.id, task.state, task.error)
         return task.failure
 
-    def _hopes(self, task: Task, stopping: float) -> bool:
-        """By this process's own clock, as the engine's may differ."""
+    def _may_still_start(self, task: Task, stopping: float) -> bool:
+        """Return whether a task that waits may still start: by our own clock, as the engine's may differ."""
         now = time.monotonic()
 
         def renewed(known: tuple[float, float] | None) -> tuple[float, float]:

@@ -32,7 +32,7 @@ _NO_NODE = re.compile(r"no suitable node( \([\w ,;-]+\))?", re.ASCII)
 FAILED_STARTS = 2
 """Failed starts in a row after which a slot is beyond hope: a first one may only have come too early."""
 
-START = 60.0
+START_WITHIN = 60.0
 """Seconds after which the end of a task has nothing to do with its start any more."""
 
 _DEFAULT_GRACE = 10.0  # seconds; what the engine itself takes
@@ -143,12 +143,12 @@ class Service:
         return self.port or (published.target if published else None)
 
     def choice(self, ports: Iterable[Port]) -> Port | None:
-        """The one that counts; the lowest if nobody says which."""
+        """Return the port that counts; the lowest if no label says which."""
         fit = [port for port in ports if self.port in (None, port.target)]
         return min(fit, key=lambda port: port.target, default=None)
 
     def scaled(self, replicas: int) -> dict[str, Any]:
-        """The same in everything but the desired count."""
+        """Return the same in everything but the desired count."""
         return {**self.spec, "Mode": {"Replicated": {"Replicas": replicas}}}
 
     def _number(self, label: str) -> int | None:
@@ -222,7 +222,7 @@ class Task:
     @property
     def failed_to_start(self) -> bool:
         """Whether it ended by itself, soon."""
-        return self.state in _CRASHED and (self.changed - self.created).total_seconds() <= START
+        return self.state in _CRASHED and (self.changed - self.created).total_seconds() <= START_WITHIN
 
     @property
     def failure(self) -> str:
@@ -240,7 +240,7 @@ class Task:
         return "it ended" if self.exit_code is None else f"it exited with status {self.exit_code}"
 
     def address(self, network: str | None) -> str | None:
-        """In the network of that name; if there is none given, in one that is attachable."""
+        """Return the address in the network of that name; without one, in one that is attachable."""
         fit = (
             ip
             for name, attachable, ip in self.addresses
@@ -250,18 +250,20 @@ class Task:
 
 
 def task_of(container: Mapping[str, Any]) -> str:
-    """The task whose container it is."""
+    """Return the task whose container it is."""
     task: str = container["Labels"][_TASK]
     return task
 
 
-def culprit(tasks: Iterable[Task], since: datetime, hopes: Callable[[Task, float], bool]) -> Task | None:
-    """The task to blame when none will come up; ``None`` while one of the slots has hope.
+def culprit(
+    tasks: Iterable[Task], since: datetime, may_still_start: Callable[[Task, float], bool]
+) -> Task | None:
+    """Return the task to blame when none will come up; ``None`` while one of the slots has hope.
 
     :param tasks: all that are known, none of which runs.
     :param since: what was created before is nobody's fault now.
-    :param hopes: tells whether a task that waits still counts as hope, when former ones may take so many
-        seconds to end: they may hold the port or the memory that it needs.
+    :param may_still_start: tells whether a task that waits may still start, when former ones may take so
+        many seconds to end: they may hold the port or the memory that it needs.
     """
     slots: dict[str, list[Task]] = {}
     stopping = 0.0
@@ -270,11 +272,11 @@ def culprit(tasks: Iterable[Task], since: datetime, hopes: Callable[[Task, float
             stopping = max(stopping, task.grace + _STOPPING)
         if task.desired != "remove":
             slots.setdefault(task.slot, []).append(task)
-    found = [_culprit(slot, since, lambda task: hopes(task, stopping)) for slot in slots.values()]
+    found = [_culprit(slot, since, lambda task: may_still_start(task, stopping)) for slot in slots.values()]
     return found[0] if found and None not in found else None
 
 
-def _culprit(slot: list[Task], since: datetime, hopes: Callable[[Task], bool]) -> Task | None:
+def _culprit(slot: list[Task], since: datetime, may_still_start: Callable[[Task], bool]) -> Task | None:
     last = slot[-1]
     failed = _failed_starts(slot, since)
     if len(failed) >= FAILED_STARTS:
@@ -282,13 +284,13 @@ def _culprit(slot: list[Task], since: datetime, hopes: Callable[[Task], bool]) -
     if last.ended:
         # Nothing replaces it if the manager has let go of it; before that, nothing is said yet.
         return last if last.desired == "shutdown" and last.created >= since else None
-    if not last.waits or hopes(last):
+    if not last.waits or may_still_start(last):
         return None
     return failed[-1] if failed else last
 
 
 def _failed_starts(slot: Iterable[Task], since: datetime) -> list[Task]:
-    """Those in a row, up to the last task that ended."""
+    """Return the failed starts in a row, up to the last task that ended."""
     failed: list[Task] = []
     for task in slot:
         if task.failed_to_start and task.created >= since:

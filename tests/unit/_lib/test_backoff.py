@@ -6,20 +6,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalezero_wsgi._lib.backoff import backoff_step, growing
+from scalezero_wsgi._lib.backoff import backoff_step, exponential
 
 PAUSES = st.floats(0.001, 10)
 
 
 def test_pauses_grow_by_the_factor_up_to_the_longest_and_stay_there() -> None:
-    assert list(islice(growing(0.1, 0.5, factor=2), 5)) == [0.1, 0.2, 0.4, 0.5, 0.5]
+    assert list(islice(exponential(0.1, 0.5, factor=2), 5)) == [0.1, 0.2, 0.4, 0.5, 0.5]
 
 
 @settings(deadline=None)
 @given(PAUSES, PAUSES, st.floats(1, 10))
 def test_pauses_never_shrink_nor_exceed_the_longest(first: float, more: float, factor: float) -> None:
     longest = first + more
-    pauses = list(islice(growing(first, longest, factor), 20))
+    pauses = list(islice(exponential(first, longest, factor), 20))
     assert pauses[0] == first
     assert max(pauses) <= longest
     assert all(earlier <= later for earlier, later in pairwise(pauses))

@@ -892,7 +892,7 @@ class TestLookingUp:
     def test_each_of_very_many_looks_less_often(
         self, server: Server, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("scalezero_wsgi.servers.watch.LOOKS", 100)
+        monkeypatch.setattr("scalezero_wsgi.servers.watch.CHECKS_PER_SECOND", 100)
         looks: Counter[int] = Counter()
         others = {thread.ident for thread in threading.enumerate()}  # of tests before this one
         server.keep_alive = lambda: looks.update({threading.get_ident()} - others)

@@ -616,7 +616,7 @@ def test_a_proxy_that_ends_the_connection_has_nobody_behind_it() -> None:
 
 
 def test_the_own_address_is_asked_when_this_host_is_its_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(docker_probe, "_HOLD", 0.01)
+    monkeypatch.setattr(docker_probe, "_STAYS_OPEN_FOR", 0.01)
     held: list[socket.socket] = []
     with serving(held.append) as port:
         with socket.create_server(("127.0.0.1", 0)) as free:

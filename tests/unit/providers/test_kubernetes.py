@@ -637,7 +637,7 @@ def test_from_the_object_to_its_endpoints(fake: Fake, kube: KubernetesProvider) 
 def test_a_watch_that_breaks_begins_anew(
     fake: Fake, kube: KubernetesProvider, broken: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kubernetes, "_BREATH", 0.04)
+    monkeypatch.setattr(kubernetes, "_WATCH_PAUSE", 0.04)
     fake.deployment(replicas=0)
     seen = kube.get_replicas("hello", "")
     fake.watches[OBJECTS] = [broken, broken, [event(deployment(replicas=2)), 5]]
@@ -692,7 +692,7 @@ def test_events_without_end_do_not_hide_a_failure(
     fake: Fake, kube: KubernetesProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pods are looked at again, however busy the object is."""
-    monkeypatch.setattr(kubernetes, "_LOOK_AGAIN", 0.3)
+    monkeypatch.setattr(kubernetes, "_REFRESH_AFTER", 0.3)
     fake.deployment()
     seen = kube.get_replicas("hello", "")
     fake.watches[OBJECTS] = [[0.02, event(deployment())] * 200]

@@ -483,7 +483,7 @@ def test_hope_lasts_while_a_former_task_ends(monkeypatch: pytest.MonkeyPatch) ->
     leaving = task("running", "remove", created=1, Spec={"ContainerSpec": {"StopGracePeriod": 30 * 10**9}})
 
     def failed(*tasks: Json) -> bool:
-        return culprit(map(Task.of, tasks), START, provider._hopes) is not None
+        return culprit(map(Task.of, tasks), START, provider._may_still_start) is not None
 
     assert not failed(leaving, WAITING)
     now[0] += 30
