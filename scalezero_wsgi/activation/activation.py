@@ -20,9 +20,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 
-from .._lib.backoff import backoff_step, growing
+from .._lib.backoff import backoff_step, exponential
 from ..coordination.base import ProviderFault, SharedStatus
-from ..coordination.heartbeat import BEAT
+from ..coordination.heartbeat import HEARTBEAT
 from ..coordination.leadership import Leadership
 from ..events import FunctionReady, ProviderFailed, ScaleRequested, StartFailed
 from ..model import Function, FunctionFailed, NotAvailable, ProviderError, ProviderSilent, ReplicaStatus
@@ -85,7 +85,7 @@ class _Retries:
         """Note a failure, and return whether there were too many."""
         self.error = error
         if self.failing_since is None:
-            self.failing_since, self.delays = now, growing(0.05, 1.0, factor=2.0)
+            self.failing_since, self.delays = now, exponential(0.05, 1.0, factor=2.0)
         return now - self.failing_since >= PROVIDER_PATIENCE
 
 
@@ -178,7 +178,7 @@ class Activation(Refresh):
         self._leadership = leadership
         self._flight.trouble = ProviderSilent("the provider did not answer in time")
         self._querying, self._scaling = _Retries(), _Retries()
-        self._early_returns = growing(0.005, 0.25, factor=1.2)
+        self._early_returns = exponential(0.005, 0.25, factor=1.2)
         self._requests = 0
         pending_since = self._state.pending_since(self._clock())
         self._phase = Phase.QUERYING if pending_since is None else Phase.REQUESTED
@@ -278,7 +278,7 @@ class Activation(Refresh):
             logger.debug("%s: requested again", self._function)
         else:
             self._context.report(ScaleRequested(self._function, meta.status.replicas, replicas))
-        self._early_returns = growing(0.005, 0.25, factor=1.2)
+        self._early_returns = exponential(0.005, 0.25, factor=1.2)
 
     def _retry(self, retries: _Retries, error: ProviderError) -> None:
         """Pause before a failed call is made again.
@@ -317,7 +317,7 @@ class Activation(Refresh):
         now = self._clock()
         if self._flight.is_wanted(now):
             return True
-        if now >= self._looked_elsewhere_at + BEAT:  # workers report no more often
+        if now >= self._looked_elsewhere_at + HEARTBEAT:  # workers report no more often
             self._looked_elsewhere_at = now
             self._wanted_elsewhere = self._leadership.others_wait(self._function)
         if self._wanted_elsewhere:

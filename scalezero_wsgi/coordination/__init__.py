@@ -6,7 +6,7 @@ import re
 from urllib.parse import unquote
 
 from ..model import SettingError
-from ..servers.server import loading_gunicorn
+from ..servers.gunicorn import loading_gunicorn
 from .base import Coordination, CoordinationError
 
 __all__ = ["Coordination", "CoordinationError", "make_coordination"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..model import SettingError
-from ..servers.server import loading_gunicorn
+from ..servers.gunicorn import loading_gunicorn
 from .base import Coordination
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from .leadership import LEASE, LeasedLeadership
 
 logger = logging.getLogger("scalezero_wsgi")
 
-BEAT = LEASE / 3
+HEARTBEAT = LEASE / 3
 """Seconds between two heartbeats, each of which keeps this worker's leases and reports what it does; and
 between two tries of a store that is lost."""
 
-ROW = 3.5
+REPORT_TTL = 3.5
 """Seconds after its last report from which on a worker counts as gone."""
 
 
@@ -74,7 +74,7 @@ class Worker:
                 self._peers.heartbeat()
             except Exception:
                 logger.exception("a heartbeat failed")
-            if self._stopped.wait(BEAT):
+            if self._stopped.wait(HEARTBEAT):
                 return
 
     @contextlib.contextmanager

@@ -14,7 +14,7 @@ from .._lib.per_process import PerProcess
 from ..events import CoordinationLost, CoordinationRestored, Event, Reporter
 from ..model import Function, NotAvailable
 from .base import Changes, Coordination, CoordinationError, SharedStatus, WorkerReport
-from .heartbeat import BEAT, ROW, Worker
+from .heartbeat import HEARTBEAT, REPORT_TTL, Worker
 from .leadership import LEASE, Leadership, LeadershipLost, LeasedLeadership
 
 T = TypeVar("T")
@@ -157,7 +157,7 @@ class Peers:
         if self._store is not None:
             switches, row = self._switches, self._row(worker.name)
             with contextlib.suppress(CoordinationError):
-                self.use(self._store, lambda store: store.report(row, ROW))
+                self.use(self._store, lambda store: store.report(row, REPORT_TTL))
                 if self.clock() >= self._switched_at + self._rest:
                     self._switch(False, switches, CoordinationRestored())
 
@@ -192,7 +192,7 @@ class Peers:
             now = self.clock()
             if lost:  # it may accept reports and still fail: then it would come and go
                 steady = now > self._switched_at + STEADY
-                self._rest = 0.0 if steady else min(STEADY, max(BEAT, 2 * self._rest))
+                self._rest = 0.0 if steady else min(STEADY, max(HEARTBEAT, 2 * self._rest))
             self._lost, self._switched_at = lost, now
             self._switches += 1
         self._report(event)

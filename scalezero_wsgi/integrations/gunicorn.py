@@ -32,7 +32,7 @@ from ..servers.server import longest_wait, this_server
 
 __all__ = ["post_worker_init"]
 
-BEAT = 0.5
+HEARTBEAT = 0.5
 """Seconds between two heartbeats of a worker that waits; gunicorn's shortest time-out is 1."""
 
 LONG_WAIT = 5.0
@@ -64,7 +64,7 @@ def _capacity(worker: Any) -> int:
 
 
 class _Heartbeat:
-    """Notifies the arbiter at most once in ``BEAT`` seconds: requests that wait call it much more often."""
+    """Notify the arbiter at most every ``HEARTBEAT`` seconds: requests that wait call this more often."""
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker
@@ -72,7 +72,7 @@ class _Heartbeat:
 
     def __call__(self) -> None:
         now = time.monotonic()
-        if now >= self._last + BEAT:
+        if now >= self._last + HEARTBEAT:
             self._last = now
             self._worker.notify()
 

@@ -41,10 +41,6 @@ def client_disconnected(environ: WSGIEnvironment) -> Callable[[], bool] | None:
     return lambda: _not_established(sock)
 
 
-gone_check = client_disconnected
-"""The former name, until every caller uses the new one."""
-
-
 def _socket(environ: WSGIEnvironment) -> Any:
     for key in ("gunicorn.socket", "gunicorn.sock", "werkzeug.socket"):
         if key in environ:
@@ -84,7 +80,7 @@ def wait_check(environ: WSGIEnvironment) -> Callable[[], None]:
     It also keeps the worker's heartbeat. To be called in the thread that serves the request; the check never
     blocks, and may be called in another one.
     """
-    disconnected = gone_check(environ)
+    disconnected = client_disconnected(environ)
     server = this_server()
 
     def check() -> None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from .._lib.per_process import PerProcess
 from .gunicorn import gunicorn_on_stack
-from .gunicorn import loading_gunicorn as loading_gunicorn  # until coordination imports it from there
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

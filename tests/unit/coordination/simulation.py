@@ -28,7 +28,7 @@ from scalezero_wsgi.activation.single_flight import Flight
 from scalezero_wsgi.activation.state import FunctionMeta, FunctionState
 from scalezero_wsgi.coordination import CoordinationError
 from scalezero_wsgi.coordination.base import Changes, Lease, SharedStatus, WorkerReport
-from scalezero_wsgi.coordination.heartbeat import BEAT
+from scalezero_wsgi.coordination.heartbeat import HEARTBEAT
 from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.coordination.peers import Peers
 from scalezero_wsgi.events import Event, Reporter
@@ -245,7 +245,7 @@ class SimulatedFleet(Peers):
     def _beat(self) -> None:
         while True:
             self.heartbeat()
-            self._simulated.simulation.sleep(BEAT)
+            self._simulated.simulation.sleep(HEARTBEAT)
 
 
 class Wire:

@@ -14,7 +14,7 @@ import pytest
 from scalezero_wsgi import Function, NotAvailable, ReplicaStatus, SettingError
 from scalezero_wsgi.coordination import CoordinationError, default
 from scalezero_wsgi.coordination.base import Changes, Lease, SharedStatus, WorkerReport
-from scalezero_wsgi.coordination.heartbeat import BEAT
+from scalezero_wsgi.coordination.heartbeat import HEARTBEAT
 from scalezero_wsgi.coordination.leadership import Leadership
 from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.coordination.peers import LOOK_EVERY, Peers
@@ -92,10 +92,10 @@ def test_a_leader_that_loses_each_lease_at_once_does_not_spin() -> None:
 def test_a_store_that_takes_reports_only_does_not_come_and_go_for_ever() -> None:
     clock, events = Clock(), list[Event]()
     peers = Peers(TakesReportsOnly(clock), Reporter([events.append]), clock)
-    for _ in range(int(600 / BEAT)):
+    for _ in range(int(600 / HEARTBEAT)):
         assert peers.run_once(HELLO, lambda: 1e9, nothing, lambda lead: "led") == "led"
         peers.heartbeat()
-        clock.advance(BEAT)
+        clock.advance(HEARTBEAT)
     lost = [event for event in events if isinstance(event, CoordinationLost)]
     assert 5 <= len(lost) <= 20  # of 900
 

@@ -20,7 +20,7 @@ from scalezero_wsgi.coordination.base import (
     SharedStatus,
     WorkerReport,
 )
-from scalezero_wsgi.coordination.heartbeat import BEAT, ROW
+from scalezero_wsgi.coordination.heartbeat import HEARTBEAT, REPORT_TTL
 from scalezero_wsgi.coordination.leadership import ACT, LEASE, RETELL, Leadership, LeadershipLost
 from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.coordination.peers import LOOK_EVERY, Peers
@@ -240,15 +240,15 @@ class TestLeading:
     def test_beats_keep_the_lease(self, bench: Bench) -> None:
         with bench.lead() as lead:
             for _ in range(10):
-                bench.clock.advance(BEAT)
+                bench.clock.advance(HEARTBEAT)
                 bench.peers.heartbeat()
             assert bench.is_led()
             lead.check()
 
     def test_but_not_for_a_leader_that_hangs(self, bench: Bench) -> None:
         with bench.lead(until=5.0) as lead:
-            while bench.clock() < 5.0 + LEASE + BEAT:
-                bench.clock.advance(BEAT)
+            while bench.clock() < 5.0 + LEASE + HEARTBEAT:
+                bench.clock.advance(HEARTBEAT)
                 bench.peers.heartbeat()
             assert not bench.is_led()
             with bench.led_by_another(), pytest.raises(LeadershipLost):
@@ -440,7 +440,7 @@ class TestHeart:
         bench.peers._row = lambda worker: WorkerReport(worker, in_flight={HELLO: 3})
         bench.peers.heartbeat()
         assert bench.memory.workers() == [WorkerReport(bench.peers.worker, in_flight={HELLO: 3})]
-        bench.clock.advance(ROW)
+        bench.clock.advance(REPORT_TTL)
         assert bench.memory.workers() == []
 
     def test_it_beats_from_the_first_flight_on_and_only_once(self, clockwork: Clockwork) -> None:
@@ -463,7 +463,7 @@ class TestHeart:
                 raise error
             return WorkerReport(worker)
 
-        monkeypatch.setattr("scalezero_wsgi.coordination.peers.BEAT", 0.01)
+        monkeypatch.setattr("scalezero_wsgi.coordination.heartbeat.HEARTBEAT", 0.01)
         with caplog.at_level(logging.ERROR, "scalezero_wsgi"):
             clockwork.peers(row).run_once(HELLO, never, nothing, lambda lead: "led")
             until(lambda: len(clockwork.store.workers()) == 1)

@@ -24,7 +24,7 @@ import pytest
 from scalezero_wsgi import Function, ReplicaStatus
 from scalezero_wsgi.coordination import make_coordination
 from scalezero_wsgi.coordination.base import SharedStatus
-from scalezero_wsgi.coordination.heartbeat import BEAT
+from scalezero_wsgi.coordination.heartbeat import HEARTBEAT
 from scalezero_wsgi.coordination.leadership import LEASE
 from tests.servers.harness import ROOT
 from tests.support.waiting import until
@@ -327,7 +327,7 @@ def test_what_a_stopped_leader_writes_late_changes_nothing(setup: Setup, moment:
         answers = late.receive()
         assert len(answers) == 4
         assert statuses([(at, status) for at, status in answers]) == {OK}
-        time.sleep(2 * BEAT)  # its heart has beaten, too
+        time.sleep(2 * HEARTBEAT)  # its heart has beaten, too
         wrote = [each for each in log.lines()[before:] if each.pid == late.pid]
         assert {each.detail for each in wrote if each.what == "published"} == {"False"}
         known = store.known(Function(function))
@@ -432,7 +432,7 @@ def suspend(server: Server, some: Crowd) -> None:
     assert server.process is not None
     server.process.send_signal(signal.SIGSTOP)
     all_noticed(some, LOST)
-    time.sleep(2 * BEAT)
+    time.sleep(2 * HEARTBEAT)
     server.process.send_signal(signal.SIGCONT)
 
 
@@ -441,7 +441,7 @@ def terminate(server: Server, some: Crowd) -> None:
     server.process.terminate()
     server.process.wait()
     all_noticed(some, LOST)
-    time.sleep(2 * BEAT)
+    time.sleep(2 * HEARTBEAT)
     server.start()
 
 
@@ -467,7 +467,7 @@ def test_redis_is_restarted_at_once(directory: Path, server: Server) -> None:
     with under_load(Setup(str(directory), server.url)) as some:
         server.stop()
         server.start()
-        time.sleep(2 * BEAT)
+        time.sleep(2 * HEARTBEAT)
     assert all(each in ([], [LOST, RESTORED]) for each in events(some))
 
 
@@ -476,7 +476,7 @@ def test_redis_is_flushed(directory: Path, server: Server) -> None:
     with under_load(Setup(str(directory), server.url)) as some:
         server.admin().flushall()
         server.admin().script_flush()
-        time.sleep(BEAT)
+        time.sleep(HEARTBEAT)
     assert events(some) == [[]] * 3
 
 
@@ -486,7 +486,7 @@ def test_redis_is_full(directory: Path, server: Server) -> None:
     with under_load(Setup(str(directory), server.url)) as some:
         server.admin().config_set("maxmemory", "1")
         all_noticed(some, LOST)
-        time.sleep(4 * BEAT)
+        time.sleep(4 * HEARTBEAT)
         server.admin().config_set("maxmemory", "0")
         all_noticed(some, RESTORED)
     assert events(some) == [[LOST, RESTORED]] * 3
@@ -574,7 +574,7 @@ def test_redis_is_too_slow(directory: Path, slow_way: SlowWay) -> None:
     with under_load(Setup(str(directory), slow_way.url)) as some:
         slow_way.delay = 1.5
         all_noticed(some, LOST)
-        time.sleep(2 * BEAT)
+        time.sleep(2 * HEARTBEAT)
         slow_way.delay = 0.0
         all_noticed(some, RESTORED)
     assert events(some) == [[LOST, RESTORED]] * 3
@@ -615,7 +615,7 @@ def test_the_file_is_made_anew_at_once(file: Path, on_file: Setup, trouble: Call
     with under_load(on_file) as some:
         trouble(file)
         until(lambda: file.exists() and file.read_bytes()[:6] == b"SQLite")
-        time.sleep(BEAT)
+        time.sleep(HEARTBEAT)
     assert events(some) == [[]] * 3
     if trouble is replace_without_its_log:
         assert file.with_name("x.db.bad").exists()
@@ -626,7 +626,7 @@ def test_the_file_is_overwritten(file: Path, on_file: Setup) -> None:
     with under_load(on_file) as some:
         with file.open("r+b") as opened:
             opened.write(b"garbage" * 5000)
-        time.sleep(3 * BEAT)
+        time.sleep(3 * HEARTBEAT)
     assert all(each in ([], [LOST, RESTORED]) for each in events(some))
 
 
@@ -638,7 +638,7 @@ def test_the_file_is_made_read_only(file: Path, on_file: Setup) -> None:
         (new,) = some.grow(1)
         new.call("load", [*WARM, *COLD])
         until(lambda: events(some) == [[], [], [], [LOST]])
-        time.sleep(2 * BEAT)
+        time.sleep(2 * HEARTBEAT)
         file.chmod(0o600)
         until(lambda: events(some) == [[], [], [], [LOST, RESTORED]])
     assert events(some) == [[], [], [], [LOST, RESTORED]]
@@ -658,7 +658,7 @@ def test_the_directory_is_made_read_only(file: Path, on_file: Setup) -> None:
     with under_load(on_file) as some:
         take_away(file)
         all_noticed(some, LOST)
-        time.sleep(2 * BEAT)
+        time.sleep(2 * HEARTBEAT)
         file.parent.chmod(0o700)
         all_noticed(some, RESTORED)
     assert events(some) == [[LOST, RESTORED]] * 3
@@ -681,7 +681,7 @@ def test_the_disk_has_no_more_room(file: Path, on_file: Setup) -> None:
     """The room that the file and its log have is enough for them."""
     with under_load(on_file) as some:
         limit(some, file.with_name("x.db-wal").stat().st_size)
-        time.sleep(4 * BEAT)
+        time.sleep(4 * HEARTBEAT)
         limit(some, resource.RLIM_INFINITY)
     assert events(some) == [[]] * 3
 
@@ -692,7 +692,7 @@ def test_the_disk_is_full(on_file: Setup) -> None:
     with under_load(on_file) as some:
         limit(some, 4096)
         all_noticed(some, LOST)
-        time.sleep(2 * BEAT)
+        time.sleep(2 * HEARTBEAT)
         limit(some, resource.RLIM_INFINITY)
         all_noticed(some, RESTORED)
     assert events(some) == [[LOST, RESTORED]] * 3

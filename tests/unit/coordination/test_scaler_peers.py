@@ -18,7 +18,7 @@ from scalezero_wsgi.activation.single_flight import Flight
 from scalezero_wsgi.activation.state import SETTLE, STABLE, FunctionMeta
 from scalezero_wsgi.coordination import CoordinationError
 from scalezero_wsgi.coordination.base import Failure, ProviderFault, SharedStatus, Start
-from scalezero_wsgi.coordination.heartbeat import BEAT
+from scalezero_wsgi.coordination.heartbeat import HEARTBEAT
 from scalezero_wsgi.coordination.leadership import LEASE, RETELL
 from scalezero_wsgi.events import (
     CoordinationLost,
@@ -757,12 +757,12 @@ class TestAlone:
         for _ in range(2):
             wake_all(world)
             world.all_land()
-            world.pass_time(3 * BEAT)
+            world.pass_time(3 * HEARTBEAT)
         assert all(isinstance(found, FunctionMeta) for found in outcomes(world))
         assert [type(event) for event in world.events].count(CoordinationLost) == 3
         assert all(not worker.peers.joined for worker in world.workers)
         world.down = False
-        world.pass_time(2 * BEAT)
+        world.pass_time(2 * HEARTBEAT)
         assert [type(event) for event in world.events].count(CoordinationRestored) == 3
         assert all(worker.peers.joined for worker in world.workers)
         world.provider.zero()
@@ -883,7 +883,7 @@ class TestNobodyWaits:
         world.store.workers = note  # type: ignore[assignment, method-assign]
         world.pass_time(10.0)
         assert looks
-        assert all(later - earlier >= BEAT for earlier, later in itertools.pairwise(looks))
+        assert all(later - earlier >= HEARTBEAT for earlier, later in itertools.pairwise(looks))
 
     def test_its_own_row_does_not_count(self) -> None:
         world = self.leads()

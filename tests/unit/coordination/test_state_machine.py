@@ -13,7 +13,7 @@ from scalezero_wsgi import ProviderError
 from scalezero_wsgi.activation.activation import PROVIDER_PATIENCE, SLICE
 from scalezero_wsgi.activation.refresh import FOLLOW
 from scalezero_wsgi.activation.state import SETTLE
-from scalezero_wsgi.coordination.heartbeat import BEAT
+from scalezero_wsgi.coordination.heartbeat import HEARTBEAT
 from scalezero_wsgi.coordination.leadership import LEASE
 from scalezero_wsgi.events import ScaleRequested
 from tests.unit.coordination.simulation import FOREVER, Simulation, Task, Worker
@@ -208,9 +208,11 @@ class Stormy(Calm):
         self.world.engine.failing = 0
         for worker in self.world.workers:
             worker.stopped = False
-        self.bound += LEASE + SETTLE + BEAT + max(FOLLOW, PROVIDER_PATIENCE)
+        self.bound += LEASE + SETTLE + HEARTBEAT + max(FOLLOW, PROVIDER_PATIENCE)
         super().no_waiter_is_left_behind()
-        joined = self.world.run(lambda: all(worker.peers.joined for worker in self.world.workers), 2 * BEAT)
+        joined = self.world.run(
+            lambda: all(worker.peers.joined for worker in self.world.workers), 2 * HEARTBEAT
+        )
         assert joined, "somebody stays alone although the store is back"
 
 
