@@ -308,7 +308,8 @@ class Activation(Refresh):
         self._unwanted_for = 0.0
         if self._is_wanted():
             self._pause(polling.pause(now - self._started_at, self._usual()))
-        while not self._is_wanted() and self._unwanted_for < UNWANTED_PAUSE:
+            return
+        while self._unwanted_for < UNWANTED_PAUSE and not self._is_wanted():
             self._pause(SLICE)
             self._unwanted_for = self._clock() - now
 
