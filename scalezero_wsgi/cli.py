@@ -13,7 +13,6 @@ from typing import Any
 from .middleware import ScaleZeroMiddleware
 from .model import MissingExtra, ScaleZeroError
 from .providers.process.provider import ProcessFunction, ProcessProvider, Ready
-from .proxy import FunctionProxy
 from .settings import Settings
 
 STOP_TIMEOUT = 10.0
@@ -76,6 +75,8 @@ def serve(functions: str | None, *, bind: str, workers: int, threads: int) -> No
         from .integrations.gunicorn import post_worker_init
     except ImportError:
         raise MissingExtra("gunicorn", "serve") from None
+    # Not at the top: --help must work with a urllib3 that the proxy refuses.
+    from .proxy import FunctionProxy
 
     provider = ProcessProvider(_built_in()) if functions is None else ProcessProvider.from_toml(functions)
     # What is said in the environment wins.

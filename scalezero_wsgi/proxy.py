@@ -35,7 +35,9 @@ try:
     from urllib3.connection import HTTPConnection, HTTPSConnection
     from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError, ReadTimeoutError
     from urllib3.util import SKIP_HEADER, parse_url
-except ImportError:  # requests takes urllib3 1.26 too, which has neither BaseHTTPResponse nor is_closed
+
+    BaseHTTPResponse.read1  # noqa: B018  # since 2.2
+except (ImportError, AttributeError):  # requests takes urllib3 1.26 too, which has no BaseHTTPResponse
     raise OldLibrary("urllib3", version("urllib3"), "2.2", "serve") from None
 
 if TYPE_CHECKING:

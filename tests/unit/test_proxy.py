@@ -4,6 +4,7 @@ import importlib
 import io
 import logging
 import os
+import re
 import socket
 import ssl
 import struct
@@ -971,11 +972,16 @@ def test_client_that_leaves_closes_the_function_connection(front: int) -> None:
         assert server.closed.wait(PATIENCE)
 
 
-def test_without_urllib3_2_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What urllib3 1.26 lacks. The base install allows it, for requests does."""
+@pytest.mark.parametrize(
+    ("found", "lacks"), [("1.26.20", "urllib3.BaseHTTPResponse"), ("2.1.0", "urllib3.BaseHTTPResponse.read1")]
+)
+def test_without_urllib3_2_2_the_extra_is_named(
+    found: str, lacks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an older urllib3 lacks. The base install allows it, for requests does."""
     monkeypatch.delitem(sys.modules, "scalezero_wsgi.proxy")
-    monkeypatch.delattr("urllib3.BaseHTTPResponse")
-    monkeypatch.setattr("importlib.metadata.version", {"urllib3": "1.26.20"}.__getitem__)
-    with pytest.raises(OldLibrary, match=r"urllib3 1\.26\.20 .*scalezero_wsgi\[serve\]") as caught:
+    monkeypatch.delattr(lacks)
+    monkeypatch.setattr("importlib.metadata.version", {"urllib3": found}.__getitem__)
+    with pytest.raises(OldLibrary, match=rf"urllib3 {re.escape(found)} .*scalezero_wsgi\[serve\]") as caught:
         importlib.import_module("scalezero_wsgi.proxy")
     assert isinstance(caught.value, ImportError)

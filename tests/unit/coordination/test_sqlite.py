@@ -203,7 +203,7 @@ def test_workers_meet_in_a_new_file_when_the_index_of_the_log_was_deleted(path: 
         "import sys; from scalezero_wsgi.coordination.sqlite import *;"
         "store = SQLiteCoordination(sys.argv[1]);"
         "lease = store.acquire(Function('hello'), 'b', 30.0);"
-        "print(lease is not None); sys.stdin.read()"
+        "print(lease is not None, flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as second:
