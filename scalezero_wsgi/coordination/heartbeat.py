@@ -1,4 +1,4 @@
-"""This process among its peers, with the thread that keeps its leases and reports what it does."""
+"""The heartbeat: a thread that keeps this process's leases and reports what the process does."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from .leadership import LEASE, LeasedLeadership
 logger = logging.getLogger("scalezero_wsgi")
 
 HEARTBEAT = LEASE / 3
-"""Seconds between two heartbeats, each of which keeps this worker's leases and reports what it does; and
-between two tries of a store that is lost."""
+"""Seconds between two heartbeats. Each keeps this worker's leases and reports what it does, which also tries
+a store that is lost."""
 
 REPORT_TTL = 3.5
-"""Seconds after its last report from which on a worker counts as gone."""
+"""Seconds after its last report when a worker counts as gone."""
 
 
 T = TypeVar("T")
 
 
 class Beating(Protocol):
-    """What a worker needs of the peers."""
+    """What a worker needs of :class:`.peers.Peers`."""
 
     def heartbeat(self) -> None:
         """Keep the leases, and report what this worker does."""
 
     def attempt(self, call: Callable[[Coordination], T]) -> T | None:
-        """Call the store if it can be used; return ``None`` if not."""
+        """Call the store and return its answer; ``None`` if it cannot be used."""
 
 
 class Worker:
-    """This process among its peers: its name, its leaderships, and the thread that keeps them.
+    """What a process has as one of the peers: its name, its leaderships, and its heartbeat thread.
 
-    Of one process: not to be used after a fork.
+    It is safe for threads. A forked child must make one of its own.
     """
 
     def __init__(self, peers: Beating) -> None:
@@ -56,14 +56,14 @@ class Worker:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the heartbeat thread, once."""
+        """Start the heartbeat thread if it does not run yet."""
         with self.lock:
             if self._thread is not None:
                 return
             thread = threading.Thread(target=self._run, name="scalezero-heartbeat", daemon=True)
             try:
                 thread.start()
-            except RuntimeError:  # can't start new thread: another flight will try again
+            except RuntimeError:  # can't start new thread: the next flight tries again
                 return
             self._thread = thread
             atexit.register(self.stop)
@@ -79,25 +79,25 @@ class Worker:
 
     @contextlib.contextmanager
     def acquiring(self) -> Iterator[bool]:
-        """Hold this while a lease is acquired; it says whether one may be.
+        """Hold this while a lease is acquired. It yields whether one may be: not once the process exits.
 
-        A process that exits waits for that: a lease that is never released would hold up the others until it
-        lapses.
+        A process that exits waits for the end of the block, to release the lease: otherwise the others would
+        have to wait until it expires.
         """
-        one = object()
-        self._acquiring.add(one)
+        acquisition = object()
+        self._acquiring.add(acquisition)
         try:
             yield not self._stopped.is_set()
         finally:
-            self._acquiring.discard(one)
+            self._acquiring.discard(acquisition)
 
     def stop(self) -> None:
-        """End the heartbeat, release the leases and leave the store. At exit it happens by itself."""
-        if os.getpid() != self._pid:  # a child inherits what is registered
+        """End the heartbeat, release the leases and leave the store. It is called at exit."""
+        if os.getpid() != self._pid:  # a forked child inherits the registration at exit
             return
         self._stopped.set()
         if self._thread is not None:
-            self._thread.join(1.0)  # or it would report once more
+            self._thread.join(1.0)  # else it might report once more after leave()
         deadline = time.monotonic() + 1.0
         while self._acquiring and time.monotonic() < deadline:
             time.sleep(0.001)

@@ -1,4 +1,4 @@
-"""The right to lead a function's flight, as a lease in the store."""
+"""The leadership of a function's flight, which one worker at a time holds by a lease in the store."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ from ..model import Function
 from .base import Coordination, Lease, SharedStatus
 
 LEASE = 2.0
-"""Seconds after which a leader that says nothing is replaced."""
+"""Seconds after which a leader that does not renew its lease is replaced."""
 
-ACT = 120.0
-"""Seconds after which a call that changes something counts as hanging."""
+ACTION_TIMEOUT = 120.0
+"""Seconds after which a call that changes something counts as hanging: its lease is no longer kept."""
 
-RETELL = 1.0
-"""Seconds after which a leader publishes again what has not changed."""
+REPUBLISH = 1.0
+"""Seconds after which a leader publishes again although nothing has changed."""
 
 
 T = TypeVar("T")
 
 
 class Store(Protocol):
-    """What a leadership needs of the peers: their store, which may be lost and found."""
+    """What a leadership needs of :class:`.peers.Peers`."""
 
     clock: Callable[[], float]
 
     @property
     def joined(self) -> bool:
-        """Whether there is a store that can be used."""
+        """Whether there is a store, and it works as far as is known."""
 
     @property
     def leaderships(self) -> set[LeasedLeadership]:
         """The leaderships that this process holds."""
 
     def attempt(self, call: Callable[[Coordination], T]) -> T | None:
-        """Call the store if it can be used; return ``None`` if not."""
+        """Call the store and return its answer; ``None`` if it cannot be used."""
 
     def others_wait(self, function: Function) -> bool:
         """See :meth:`Leadership.others_wait`."""
 
 
 class LeadershipLost(Exception):
-    """Another worker leads by now, or may: look again."""
+    """Another worker leads, or may do so: join the flight again."""
 
 
 class Leadership:
-    """The right to lead one flight, until the block of ``with`` ends.
+    """The leadership of one flight, to be used in a ``with`` statement, which ends it.
 
-    This one holds no lease: there is no store, or none that can be used.
+    This class holds no lease, because there is no store, or none that can be used.
 
-    :param peers: whose store was lost; ``None``: there is none.
-    :ivar replaced: whether another worker leads, as far as was noticed: what was published last was refused.
+    :param peers: the peers whose store is lost; ``None`` if there is no store.
+    :ivar replaced: whether another worker is known to lead: the store refused a renewal or publication.
     """
 
     replaced = False
@@ -68,51 +68,57 @@ class Leadership:
         self.end()
 
     def publish(self, shared: SharedStatus, *, is_update: bool = True) -> None:
-        """Tell the other workers; what a deposed leader publishes is refused.
+        """Publish a status to the other workers. The store refuses it from a deposed leader.
 
-        :param is_update: ``False``: nothing has changed, so it is published again only now and then.
+        :param is_update: whether anything has changed since the last publication; if not, it is repeated
+            only about once a second.
         """
 
     def check(self) -> None:
-        """Check that it makes sense to go on.
+        """Check that this worker still leads, as far as is known here.
 
-        :raises LeadershipLost: it does not.
+        :raises LeadershipLost: it was replaced, or the store works again and another worker may lead.
         """
         if self._lost_peers is not None and self._lost_peers.joined:
             raise LeadershipLost
 
     def confirm(self) -> None:
-        """Renew the lease right before something is done that must be done once.
+        """Renew the lease; call this right before an action that only the leader may take.
 
-        A process that is stopped after this, for longer than its lease, does it late all the same: nothing
-        but the provider itself could prevent that.
+        A process that is suspended after this call for longer than its lease still acts, late. Only the
+        provider itself could prevent that.
 
-        :raises LeadershipLost: it must not be done.
+        :raises LeadershipLost: the action must not be taken.
         """
         self.check()
 
     def acting(self) -> contextlib.AbstractContextManager[None]:
-        """Hold this for the length of a call that changes something: the lease is kept, whoever still wants
-        its outcome, or another worker would make the same call beside it."""
+        """Hold this during a call that changes something.
+
+        The lease is kept meanwhile even if the deadline has passed: otherwise another worker might make the
+        same call at the same time.
+        """
         return contextlib.nullcontext()
 
     def others_wait(self, function: Function) -> bool:  # noqa: ARG002
-        """Return whether requests of other workers wait for the function, as they last reported; ``False``
-        if the store fails."""
+        """Return whether other workers last reported that requests wait for the function.
+
+        ``False`` if the store cannot be used.
+        """
         return False
 
     def keep(self) -> None:
-        """Keep the lease, unless its holder hangs."""
+        """Renew the lease unless its holder hangs; called by the heartbeat."""
 
     def end(self) -> None:
-        """Give the leadership back."""
+        """Give the leadership up."""
 
 
 class LeasedLeadership(Leadership):
-    """A leadership that holds a lease.
+    """A leadership with a lease.
 
-    :param deadline: returns the monotonic seconds up to which the lease is kept: a leader that takes longer
-        hangs.
+    :param deadline: returns the monotonic seconds up to which the lease is kept. A leader that takes longer
+        counts as hanging.
     """
 
     def __init__(self, peers: Store, lease: Lease, deadline: Callable[[], float]) -> None:
@@ -127,7 +133,7 @@ class LeasedLeadership(Leadership):
 
     def publish(self, shared: SharedStatus, *, is_update: bool = True) -> None:  # noqa: D102
         now = self._peers.clock()
-        if not (is_update or now >= self._published_at + RETELL):
+        if not (is_update or now >= self._published_at + REPUBLISH):
             return
         self._published += 1
         self._published_at = now
@@ -148,14 +154,14 @@ class LeasedLeadership(Leadership):
 
     @contextlib.contextmanager
     def acting(self) -> Iterator[None]:  # noqa: D102
-        self._acting_until = self._peers.clock() + ACT
+        self._acting_until = self._peers.clock() + ACTION_TIMEOUT
         try:
             yield
         finally:
             self._acting_until = float("-inf")
 
     def renew(self) -> None:
-        """Make the lease last from now on."""
+        """Extend the lease to its full length from now."""
         self._note(self._peers.attempt(lambda store: store.renew(self._lease, LEASE)))
 
     def others_wait(self, function: Function) -> bool:  # noqa: D102
@@ -165,6 +171,6 @@ class LeasedLeadership(Leadership):
         self._peers.leaderships.discard(self)
         self._peers.attempt(lambda store: store.release(self._lease))
 
-    def _note(self, taken: bool | None) -> None:
-        if taken is False:  # None: the store cannot be used; then nobody else leads through it
+    def _note(self, accepted: bool | None) -> None:
+        if accepted is False:  # None: the store cannot be used, so no other worker leads through it
             self.replaced = True

@@ -1,6 +1,6 @@
-"""The workers of a fleet, as one of them sees it: it leads a function's flight, or follows who does.
+"""How this process works with its peers: it leads a function's flight, or follows the worker that does.
 
-If the store cannot be used, the worker goes on alone, says so once, and joins again by itself.
+If the store cannot be used, the process goes on without it, reports that once, and joins again by itself.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ from .leadership import LEASE, Leadership, LeadershipLost, LeasedLeadership
 T = TypeVar("T")
 U = TypeVar("U")
 
-LOOK_EVERY = 0.05
-"""Seconds between two looks of a follower: a lease that lapses makes no change."""
+FOLLOWER_POLL = 0.05
+"""Seconds after which a follower tries again without a change: nothing notifies it when a lease expires."""
 
 STEADY = 60.0
-"""Seconds for which a store must do, once found, before it counts as sound; and the longest time for which
-one that does not is left alone."""
+"""Seconds for which a store must work after it was found before it counts as sound, and the longest back-off
+for one that does not."""
 
 
 class Peers:
-    """Joins this process to the others. Safe for threads and after a fork: a child is a worker of its own.
+    """The other workers, as this process reaches them through a store.
 
-    :param store: where they meet; ``None``: nowhere.
-    :param report: is told when the store is lost and found.
-    :param row: tells what the worker of that name does; it is reported from the first flight on.
+    It is safe for threads and after a fork: a child is a worker of its own.
+
+    :param store: the store; ``None`` if this process works alone.
+    :param report: receives an event when the store is lost and when it is found again.
+    :param clock: returns monotonic seconds.
+    :param row: returns the report of the worker of that name; reported from the first flight on.
     """
 
     def __init__(
@@ -62,11 +65,12 @@ class Peers:
     ) -> T:
         """Lead a function's flight, or follow it until its outcome is known.
 
-        :param deadline: returns the monotonic seconds up to which it is worth while; called again and again.
-        :param on_update: makes an outcome of what the workers share, or raises it; returns ``None`` if it is
-            none. It is given besides whether that is an update: published since the flight began to look.
-        :param lead: makes the call, as the leader. What was shared before has been given to ``on_update``.
-        :raises NotAvailable: the deadline came first.
+        :param deadline: returns the monotonic seconds at which to give up; called repeatedly.
+        :param on_update: is given the shared status, and whether it was published since this call began. It
+            returns the outcome or raises it; ``None`` if the flight goes on.
+        :param lead: runs the flight as its leader. An earlier shared status was given to ``on_update``
+            before.
+        :raises NotAvailable: the deadline passed without an outcome.
         """
         if self._store is None:
             return lead(Leadership())
@@ -79,20 +83,20 @@ class Peers:
                 return lead(found)
             if self.clock() > deadline():
                 raise NotAvailable(function, self.clock() - started_at)
-            time.sleep(LOOK_EVERY)  # a store that takes each lease back at once must not make this spin
+            time.sleep(FOLLOWER_POLL)  # do not spin if the store takes each lease back at once
 
     @property
     def joined(self) -> bool:
-        """Whether there is a store that can be used."""
+        """Whether there is a store, and it works as far as is known."""
         return self._store is not None and not self._lost
 
     @property
     def worker(self) -> str:
-        """This process's name among the others."""
+        """This process's name in the store."""
         return self._worker.get().name
 
     def acquiring(self) -> contextlib.AbstractContextManager[bool]:
-        """Hold this while a lease is acquired; it says whether one may be."""
+        """See :meth:`.heartbeat.Worker.acquiring`."""
         return self._worker.get().acquiring()
 
     @property
@@ -101,7 +105,7 @@ class Peers:
         return self._worker.get().leaderships
 
     def attempt(self, call: Callable[[Coordination], T]) -> T | None:
-        """Call the store if it can be used; return ``None`` if not."""
+        """Call the store and return its answer; ``None`` if it cannot be used."""
         if self._store is None or self._lost:
             return None
         with contextlib.suppress(CoordinationError):
@@ -109,9 +113,9 @@ class Peers:
         return None
 
     def use(self, store: Coordination, call: Callable[[Coordination], T]) -> T:
-        """Call the store, and note it if it cannot be used.
+        """Call the store and return its answer; if it fails, report that it is lost.
 
-        :raises CoordinationError: it cannot.
+        :raises CoordinationError: the store cannot be used.
         """
         switches = self._switches
         try:
@@ -119,45 +123,48 @@ class Peers:
         except CoordinationError as error:
             self._switch(True, switches, CoordinationLost(error))
             raise
-        except Exception as error:  # whatever somebody else's store may raise: no request fails of it
+        except Exception as error:  # a user's store may raise anything: no request must fail because of it
             failed = CoordinationError(f"{type(error).__name__}: {error}")
             self._switch(True, switches, CoordinationLost(failed))
             raise failed from error
 
     def shared_status(self, function: Function) -> SharedStatus | None:
-        """Return what the workers share of a function, and report what this one does from then on."""
-        known = self.attempt(lambda store: store.known(function))
-        if known is not None:
+        """Return a function's shared status; ``None`` if there is none, or the store cannot be used.
+
+        If there is one, this worker reports what it does from then on.
+        """
+        shared = self.attempt(lambda store: store.known(function))
+        if shared is not None:
             self._start_heartbeat()
-        return known
+        return shared
 
     def others_wait(self, function: Function) -> bool:
         """See :meth:`Leadership.others_wait`."""
         if self._store is None or self._lost:
             return False
-        try:  # not use(): a row that cannot be read, as of a later release, is no reason to go on alone
-            rows = self._store.workers()
-        except Exception:  # noqa: BLE001  whatever somebody else's store may raise
+        try:  # not use(): a report that cannot be read, as of a later release, is no lost store
+            reports = self._store.workers()
+        except Exception:  # noqa: BLE001  a user's store may raise anything
             return False
-        return any(row.waiting.get(function) for row in rows if row.worker != self.worker)
+        return any(report.waiting.get(function) for report in reports if report.worker != self.worker)
 
     def close(self) -> None:
-        """End this process's heartbeat, release its leases and leave the store; done by itself at exit."""
+        """End this process's heartbeat, release its leases and leave the store. It is called at exit."""
         self._worker.get().stop()
 
     def heartbeat(self) -> None:
         """Keep the leases, and report what this worker does.
 
-        The report tries a store that is lost. It is a write: one that is full, or read-only, can be read
-        all the time, and would seem to come and go.
+        The report also finds out whether a lost store works again. It is a write, because a store that is
+        full or read-only can be read all the time and would seem to come and go.
         """
         worker = self._worker.get()
-        for lead in list(worker.leaderships):
-            lead.keep()
+        for leadership in list(worker.leaderships):
+            leadership.keep()
         if self._store is not None:
-            switches, row = self._switches, self._row(worker.name)
+            switches, report = self._switches, self._row(worker.name)
             with contextlib.suppress(CoordinationError):
-                self.use(self._store, lambda store: store.report(row, REPORT_TTL))
+                self.use(self._store, lambda store: store.report(report, REPORT_TTL))
                 if self.clock() >= self._switched_at + self._rest:
                     self._switch(False, switches, CoordinationRestored())
 
@@ -181,16 +188,16 @@ class Peers:
         self._worker.get().start()
 
     def _switch(self, lost: bool, switches: int, event: Event) -> None:
-        """Note that the store is lost, or found.
+        """Change whether the store counts as lost, and report it.
 
-        :param switches: how many there had been when the call began: what began before the last one says
-            nothing of now.
+        :param switches: the number of changes when the call to the store began: the outcome of a call that
+            began before the last change is ignored.
         """
         with self._worker.get().lock:
             if self._lost == lost or self._switches != switches:
                 return
             now = self.clock()
-            if lost:  # it may accept reports and still fail: then it would come and go
+            if lost:  # it may accept reports and still fail: back off, so that it does not come and go
                 steady = now > self._switched_at + STEADY
                 self._rest = 0.0 if steady else min(STEADY, max(HEARTBEAT, 2 * self._rest))
             self._lost, self._switched_at = lost, now
@@ -216,12 +223,12 @@ class _Search(Generic[T]):
         self._on_update = on_update
         self._started_at = peers.clock()
         self._looked = False
-        self._before: str | None = None  # what was published last before the first look
+        self._before: str | None = None  # the name of the publication that the first look found
 
     def run(self) -> Leadership | T:
         """Return the leadership, or the outcome.
 
-        :raises NotAvailable: the deadline came first.
+        :raises NotAvailable: the deadline passed before there was either.
         :raises CoordinationError: the store cannot be used.
         """
         found = self._try()
@@ -235,21 +242,27 @@ class _Search(Generic[T]):
                 now = self._peers.clock()
                 if now > self._deadline():
                     raise NotAvailable(self._function, now - self._started_at)
-                self._use(lambda _: changes.wait(LOOK_EVERY))
+                self._use(lambda _: changes.wait(FOLLOWER_POLL))
 
     @contextlib.contextmanager
     def _subscribed(self) -> Iterator[Changes]:
-        """Subscribe to the function's changes. An error of the subscription counts as the store's."""
-        subscription = self._use(lambda store: store.changes(self._function))
-        changes = self._use(lambda _: subscription.__enter__())
+        """Subscribe to the function's changes for the length of the block.
+
+        The store is lost if the subscription cannot be begun or ended, but not if the block raises.
+        """
+        subscription = contextlib.ExitStack()
+        changes = self._use(lambda store: subscription.enter_context(store.changes(self._function)))
         try:
             yield changes
         finally:
             with contextlib.suppress(CoordinationError):
-                self._use(lambda _: subscription.__exit__(None, None, None))
+                self._use(lambda _: subscription.close())
 
     def _try(self) -> Leadership | T | None:
-        """Look for the outcome; take the leadership; look again, as the last leader may just have ended."""
+        """Look for the outcome, then acquire the lease and look again: the last leader may just have ended.
+
+        :return: the outcome, or the leadership; ``None`` while another worker leads.
+        """
         outcome = self._look()
         if outcome is not None:
             return outcome
@@ -271,6 +284,7 @@ class _Search(Generic[T]):
         return outcome
 
     def _look(self) -> T | None:
+        """Give the shared status to ``on_update``, and return what it returns."""
         asked_at = self._peers.clock()
         shared = self._use(lambda store: store.known(self._function))
         name = None if shared is None else shared.name

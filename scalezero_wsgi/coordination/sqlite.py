@@ -1,8 +1,8 @@
-"""The workers of one host meet in a SQLite file: no daemon, short transactions, WAL.
+"""The store of workers on one host: a SQLite file in WAL mode, with short transactions and no daemon.
 
-Another process's commit shows in ``PRAGMA data_version``, which costs microseconds to ask, so a change is
-noticed within milliseconds without a socket. Times are ``time.monotonic()``, which all processes of a
-host have in common until it boots again.
+``PRAGMA data_version`` changes when another process commits, and takes microseconds to query, so changes are
+noticed within milliseconds by polling. Times are ``time.monotonic()``, which all processes of a host share
+until it reboots.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ T = TypeVar("T")
 logger = logging.getLogger("scalezero_wsgi")
 
 BUSY = 0.5
-"""Seconds for which other processes may keep the file to themselves before it counts as out of order. To take
-a lease, look and renew it are three calls, for which there must be time while it lasts."""
+"""Seconds for which other processes may keep the file locked before the store counts as lost. A leader
+acquires its lease, reads and renews it: three calls, which must fit into the lease."""
 
 ROOM_TRIES = 10
-"""Tries to write into the room that the log has, when there is no more: readers may be in the way."""
+"""Attempts to reuse the log's space when the disk is full: readers may prevent it for a moment."""
 
-LOOK_EVERY = 0.004
-"""Seconds between two looks for a change."""
+CHANGE_POLL = 0.004
+"""Seconds between two polls for a change."""
 
 _HELD = "FROM leases WHERE name = ? AND namespace = ? AND token = ? AND expires > ?"
 
 
 class _Process:
-    """What this process has of a file: one connection for all threads, which is closed while it forks.
+    """A process's connection to the file, which all its threads share. It is closed while the process forks.
 
-    SQLite's locks are the process's, not the connection's, and a forked child has none of them but believes
-    it has: with a connection that was open over a fork, the log is deleted under the child's feet.
+    SQLite's locks belong to the process. A forked child does not inherit them, but its copy of the connection
+    behaves as if it had: the log may be deleted while the child uses it.
     """
 
     def __init__(self) -> None:
@@ -89,6 +89,12 @@ os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_c
 
 
 class _Changes:
+    """A subscription that polls.
+
+    :param look: returns a version, which differs after every commit, and a function that reads the state of
+        the one function that is subscribed to.
+    """
+
     def __init__(self, look: Callable[[], tuple[object, Callable[[], object]]]) -> None:
         self._look = look
         self._version: object = None
@@ -101,7 +107,7 @@ class _Changes:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            time.sleep(min(LOOK_EVERY, left))
+            time.sleep(min(CHANGE_POLL, left))
         return True
 
     def _changed(self) -> bool:
@@ -115,13 +121,15 @@ class _Changes:
 
 
 class SQLiteCoordination:
-    """The store of one host's workers. Safe for threads and after a fork; while another process keeps
-    the file busy, only the thread or greenlet that needs it waits.
+    """The store of the workers on one host.
 
-    :param path: of the file, on a local disk. Its directory is made, for its owner alone, if there is none.
-    :param owner: the user id of the workers, when root makes the store for them; by default one's own.
-    :param clock: monotonic seconds that all workers have in common.
-    :raises SettingError: the file or the directory is somebody else's, a link, or open to others.
+    It is safe for threads and after a fork. While another process keeps the file busy, only the thread or
+    greenlet that needs it waits.
+
+    :param path: the file, on a local disk. Its directory is made if it does not exist, for its owner only.
+    :param owner: the user id of the workers, if root makes the store for them; by default the process's own.
+    :param clock: returns monotonic seconds, the same in all workers.
+    :raises SettingError: the file or the directory belongs to another user, is a link, or is open to others.
     """
 
     def __init__(
@@ -144,7 +152,7 @@ class SQLiteCoordination:
             held = "SELECT 1 FROM leases WHERE name = ? AND namespace = ? AND expires > ?"
             if fetch(connection, held, *function, now):
                 return None
-            # With the time in it a token does not come again in a new file, when this one was deleted.
+            # Tokens contain the time, so that they do not recur in a new file after this one was deleted.
             connection.execute("UPDATE boot SET token = max(token + 1, ?)", (int(now * 1_000_000),))
             token = fetch(connection, "SELECT token FROM boot")[0][0]
             lease = (*function, token, now + ttl)
@@ -154,7 +162,7 @@ class SQLiteCoordination:
         return self._write(take)
 
     def renew(self, lease: Lease, ttl: float) -> bool:
-        """Keep the lease."""
+        """Extend the lease."""
 
         def keep(connection: sqlite3.Connection) -> bool:
             now = self._clock()
@@ -166,26 +174,30 @@ class SQLiteCoordination:
         return self._write(keep)
 
     def release(self, lease: Lease) -> None:
-        """Give the lease back."""
-        self._write(lambda it: it.execute(f"DELETE {_HELD}", (*lease.function, lease.token, self._clock())))
+        """Release the lease."""
+
+        def delete(connection: sqlite3.Connection) -> None:
+            connection.execute(f"DELETE {_HELD}", (*lease.function, lease.token, self._clock()))
+
+        self._write(delete)
 
     def publish(self, lease: Lease, known: SharedStatus) -> bool:
-        """Replace what is known."""
+        """Replace the shared status."""
         record = pack(known)
-        told = self._clock()  # an age is of this moment, however long the file is busy
+        published_at = self._clock()  # ages are of this moment, however long the file is busy
 
-        def tell(connection: sqlite3.Connection) -> bool:
+        def replace(connection: sqlite3.Connection) -> bool:
             now = self._clock()
             connection.execute("DELETE FROM leases WHERE expires <= ?", (now,))
             connection.execute("DELETE FROM known WHERE expires <= ?", (now,))
             insert = f"INSERT OR REPLACE INTO known SELECT name, namespace, ?, ?, ? {_HELD}"
-            values = (told, told + known.keep, record, *lease.function, lease.token, now)
+            values = (published_at, published_at + known.keep, record, *lease.function, lease.token, now)
             return connection.execute(insert, values).rowcount > 0
 
-        return self._write(tell)
+        return self._write(replace)
 
     def known(self, function: Function) -> SharedStatus | None:
-        """What is known."""
+        """Return the shared status."""
         now = self._clock()
         select = "SELECT told, record FROM known WHERE name = ? AND namespace = ? AND expires > ?"
         rows = self._use(lambda connection: fetch(connection, select, *function, now))
@@ -193,7 +205,7 @@ class SQLiteCoordination:
 
     @contextlib.contextmanager
     def changes(self, function: Function) -> Iterator[Changes]:
-        """Subscribe."""
+        """Subscribe to changes."""
         select = (
             "SELECT (SELECT token FROM leases WHERE name = ? AND namespace = ?), told, record"
             " FROM (SELECT 1) LEFT JOIN known ON name = ? AND namespace = ?"
@@ -205,29 +217,29 @@ class SQLiteCoordination:
         yield _Changes(lambda: (self._version(), state))
 
     def report(self, row: WorkerReport, ttl: float) -> None:
-        """Say what a worker does."""
+        """Replace the worker's report."""
         record = pack_row(row)
 
-        def tell(connection: sqlite3.Connection) -> None:
+        def replace(connection: sqlite3.Connection) -> None:
             now = self._clock()
             connection.execute("DELETE FROM workers WHERE expires <= ?", (now,))
             values = (row.worker, now + ttl, record)
             connection.execute("INSERT OR REPLACE INTO workers VALUES (?, ?, ?)", values)
 
-        self._write(tell)
+        self._write(replace)
 
     def leave(self, worker: str) -> None:
-        """Take a row away."""
+        """Remove the worker's report."""
         self._write(lambda connection: connection.execute("DELETE FROM workers WHERE worker = ?", (worker,)))
 
     def workers(self) -> Sequence[WorkerReport]:
-        """Who lives."""
+        """Return the reports that have not expired."""
         select = "SELECT worker, record FROM workers WHERE expires > ?"
         rows = self._use(lambda connection: fetch(connection, select, self._clock()))
         return [unpack_row(worker, record) for worker, record in rows]
 
     def _version(self) -> object:
-        """Differs after every commit: of other processes, of this one, or in another file."""
+        """Return what differs after every commit, of this process or another, and in another file."""
         process = self._process.get()
 
         def version(connection: sqlite3.Connection) -> object:
@@ -248,7 +260,10 @@ class SQLiteCoordination:
         return self._use(transaction)
 
     def _use(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do ``work`` as soon as other processes let it, in a good file if this one turns out to be bad."""
+        """Do ``work`` once other processes do not lock the file; replace the file if it is corrupt.
+
+        :raises CoordinationError: the file stays locked for ``BUSY`` seconds, or cannot be used.
+        """
         process = self._process.get()
         deadline = time.monotonic() + BUSY
         renewed = False
@@ -283,8 +298,9 @@ class SQLiteCoordination:
             raise
 
     def _connection(self, process: _Process) -> sqlite3.Connection:
-        # The others meet in a new file when this one was deleted or replaced. The same with the log's index,
-        # which has the locks: on a tmpfs its time stands still, and tidy programs take it for abandoned.
+        # If the file was deleted or replaced, other workers use the new one. The same goes for the log's
+        # index, which has the locks: on a tmpfs its modification time never changes, so that programs which
+        # clean up take it for abandoned.
         files = (self._inode(), self._inode("-shm"))
         if process.connection is not None and files == (process.inode, process.log_index):
             return process.connection
@@ -301,17 +317,17 @@ class SQLiteCoordination:
         check_private(self._path, os.geteuid())
         with self._alone():
             if self._inode() is None:
-                self._remove_log()  # one that a deleted file has left would be played into the new one
-                # A file that is there must not be opened but by SQLite: to close it again would drop
-                # the locks that another connection of this process has on it.
+                self._remove_log()  # SQLite would replay the log of a deleted file into the new one
+                # Only make a file here, never open an existing one: to close it again would drop the
+                # locks that another connection of this process has on it.
                 os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             process.inode = self._path.stat().st_ino
             process.opened += 1
             if not os.access(self._path, os.W_OK):
-                # SQLite would open it all the same, and make a log that stays read-only for ever.
+                # SQLite would open it nevertheless, and make a log that stays read-only.
                 raise PermissionError(errno.EACCES, "it is read-only")
             connection = sqlite3.connect(
-                f"{self._path.as_uri()}?mode=rw",  # else it makes one that is gone by now, open to others
+                f"{self._path.as_uri()}?mode=rw",  # rw: else SQLite makes a missing file, open to others
                 uri=True,
                 timeout=0.0,
                 isolation_level=None,
@@ -328,9 +344,9 @@ class SQLiteCoordination:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Let one process at a time make, prepare or replace the file.
+        """Hold this to make, prepare or replace the file, which one process at a time may do.
 
-        :raises BlockingIOError: another one does.
+        :raises BlockingIOError: another process does so now.
         """
         directory = os.open(self._path.parent, os.O_RDONLY)
         try:
@@ -340,7 +356,7 @@ class SQLiteCoordination:
             os.close(directory)
 
     def _set_aside(self, inode: int, why: BaseException) -> None:
-        """Rename a file that is of no use, unless another process has done so by now."""
+        """Rename a corrupt or outdated file, unless another process has already done so."""
         with self._alone():
             if self._inode() == inode:
                 aside = self._path.with_name(f"{self._path.name}.bad")

@@ -1,4 +1,4 @@
-"""The file of the SQLite store: its layout, who may use it, and what its errors mean."""
+"""The file of the SQLite store: its schema, its permissions, and what its errors mean."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from ..model import SettingError
 from .base import CoordinationError
 
 APPLICATION = 0x73630000
-"""Tells our files from other programs' (``PRAGMA application_id``)."""
+"""The ``PRAGMA application_id`` by which this package's files are recognized."""
 
 VERSION = 1
+"""The version of the schema (``PRAGMA user_version``)."""
 
 _SCHEMA = (
     "CREATE TABLE boot (id TEXT NOT NULL, token INTEGER NOT NULL)",
@@ -36,9 +37,9 @@ class _OldFile(sqlite3.DatabaseError):
 
 
 def prepare(connection: sqlite3.Connection) -> None:
-    """Lay a new file out, and empty one from before the last boot.
+    """Set the connection's options, create the tables of a new file, and empty one from before the last boot.
 
-    :raises CoordinationError: it is another program's, or a later release's.
+    :raises CoordinationError: the file belongs to another program, or to a later release.
     """
     application, version, tables = (
         fetch(connection, question)[0][0]
@@ -52,14 +53,14 @@ def prepare(connection: sqlite3.Connection) -> None:
         raise _OldFile(f"it has version {version}, not {VERSION}")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA wal_autocheckpoint = 100")  # pages: the log stays small
-    connection.execute("PRAGMA synchronous = OFF")  # nothing here is worth a disk's time
+    connection.execute("PRAGMA synchronous = OFF")  # nothing here has to survive a crash of the host
     if not tables:
-        _lay_out(connection)
+        _create_tables(connection)
     elif fetch(connection, "SELECT id FROM boot")[0][0] != _boot_id():
         _empty(connection)
 
 
-def _lay_out(connection: sqlite3.Connection) -> None:
+def _create_tables(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     for statement in _SCHEMA:
         connection.execute(statement)
@@ -70,7 +71,7 @@ def _lay_out(connection: sqlite3.Connection) -> None:
 
 
 def _empty(connection: sqlite3.Connection) -> None:
-    """The times of an earlier boot mean nothing now."""
+    """Delete all entries: their times are of an earlier boot's clock."""
     connection.execute("BEGIN IMMEDIATE")
     for table in ("leases", "known", "workers"):
         connection.execute(f"DELETE FROM {table}")  # noqa: S608
@@ -80,33 +81,33 @@ def _empty(connection: sqlite3.Connection) -> None:
 
 def fetch(connection: sqlite3.Connection, statement: str, *values: object) -> list[Any]:
     """Run a statement to its end and return all rows."""
-    # All rows, always: a statement that has not come to its end keeps its transaction open.
+    # Always all rows: a statement that has not ended keeps its transaction open.
     return connection.execute(statement, values).fetchall()
 
 
 def reuse_log(connection: sqlite3.Connection) -> None:
-    """Have the log begin anew in the room it has.
+    """Write the log's content to the file, so that the log's space can be reused.
 
-    To close the connection would free that room, and the store would come and go while the disk is full.
+    Closing the connection would free that space, and the store would come and go while the disk is full.
     """
     with contextlib.suppress(sqlite3.Error):  # the file itself may have to grow
         fetch(connection, "PRAGMA wal_checkpoint")
 
 
 def is_full(error: BaseException) -> bool:
-    """Return whether there was no room to write."""
-    # The latter is what SQLite makes of a quota and of a limit to the size of files.
+    """Return whether there is no space to write."""
+    # The second is SQLite's code for an exceeded quota and for a limit on the size of files.
     extended = getattr(error, "sqlite_errorcode", None)
     return extended in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
 
 
 def is_busy(error: BaseException) -> bool:
-    """Return whether another process was at it."""
+    """Return whether another process has a lock."""
     return isinstance(error, BlockingIOError) or _code(error) == sqlite3.SQLITE_BUSY
 
 
 def is_useless(error: BaseException) -> bool:
-    """Return whether the file itself is of no use."""
+    """Return whether the file is corrupt, no database, or of an earlier version."""
     return isinstance(error, _OldFile) or _code(error) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
 
@@ -117,7 +118,7 @@ def _code(error: BaseException) -> int | None:
 
 @contextlib.contextmanager
 def errors() -> Iterator[None]:
-    """Raise what goes wrong as :class:`CoordinationError`."""
+    """Turn errors of SQLite and of the file into :class:`CoordinationError`."""
     try:
         yield
     except SettingError as error:
@@ -134,9 +135,9 @@ def _boot_id() -> str:
 
 
 def check_private(path: Path, owner: int) -> None:
-    """Make the file's directory if there is none, and refuse what is not the owner's alone.
+    """Make the file's directory if it does not exist; check that only ``owner`` can use both.
 
-    :raises SettingError: it names the path and what is wrong.
+    :raises SettingError: others can, or the path cannot be used; the text says which and why.
     """
     try:
         try:
@@ -144,7 +145,7 @@ def check_private(path: Path, owner: int) -> None:
         except FileExistsError:
             if not path.parent.is_dir():
                 raise
-        else:  # never what another user made: this may be root
+        else:  # only what was made here: root must not give away what another user made
             if owner != os.geteuid():
                 os.chown(path.parent, owner, -1, follow_symlinks=False)
         _check(path.parent, "directory", stat.S_ISDIR, 0o700, owner)

@@ -167,10 +167,10 @@ def asked_by_workers(
                 tries.outcomes.add(type(error))
 
     store, recorded = MemoryCoordination(), _Recorded(provider, tries)
-    fleets = [Peers(store, Reporter()) for _ in range(workers)]
+    all_peers = [Peers(store, Reporter()) for _ in range(workers)]
     scalers = [
         FunctionScaler(recorded, FunctionCache(0.25), report=Reporter([note]), peers=peers)
-        for peers in fleets
+        for peers in all_peers
     ]
     threads = [threading.Thread(target=ask, args=(scaler,)) for scaler in scalers for _ in range(requests)]
     for thread in threads:
@@ -181,7 +181,7 @@ def asked_by_workers(
         done.set()
         for thread in threads:
             thread.join()
-        for peers in fleets:
+        for peers in all_peers:
             peers.close()
 
 

@@ -1,8 +1,8 @@
 """Several workers over one store, in simulated time: each stops before and after every call that leaves
 it, and goes on when it is told to.
 
-What runs is the package's own code, in greenlets; replaced are the clock, the pauses, the thread that
-beats, and the wires to the store and the provider, which may break.
+What runs is the package's own code, in greenlets; replaced are the clock, the pauses, the heartbeat's
+thread, and the wires to the store and the provider, which may break.
 """
 
 from __future__ import annotations
@@ -235,14 +235,14 @@ class SimulatedFleet(Peers):
     def __init__(self, worker: Worker, wire: Wire, report: Reporter, clock: Clock) -> None:
         super().__init__(wire, report, clock, row=lambda name: WorkerReport(name, waiting=worker.waiting))
         self._simulated = worker
-        self._beats = False
+        self._heartbeat_runs = False
 
     def _start_heartbeat(self) -> None:
-        if not self._beats:
-            self._beats = True
-            self._simulated.simulation.spawn(self._simulated, "heart", self._beat)
+        if not self._heartbeat_runs:
+            self._heartbeat_runs = True
+            self._simulated.simulation.spawn(self._simulated, "heartbeat", self._run_heartbeat)
 
-    def _beat(self) -> None:
+    def _run_heartbeat(self) -> None:
         while True:
             self.heartbeat()
             self._simulated.simulation.sleep(HEARTBEAT)

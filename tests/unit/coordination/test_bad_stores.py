@@ -17,7 +17,7 @@ from scalezero_wsgi.coordination.base import Changes, Lease, SharedStatus, Worke
 from scalezero_wsgi.coordination.heartbeat import HEARTBEAT
 from scalezero_wsgi.coordination.leadership import Leadership
 from scalezero_wsgi.coordination.memory import MemoryCoordination
-from scalezero_wsgi.coordination.peers import LOOK_EVERY, Peers
+from scalezero_wsgi.coordination.peers import FOLLOWER_POLL, Peers
 from scalezero_wsgi.coordination.redis import RedisCoordination
 from scalezero_wsgi.events import CoordinationLost, CoordinationRestored, Event, Reporter
 from tests.support.clock import Clock
@@ -82,7 +82,7 @@ def test_a_leader_that_loses_each_lease_at_once_does_not_spin() -> None:
         lead.confirm()
 
     peers = Peers(TakesLeasesBack(), Reporter())
-    until = time.monotonic() + 10 * LOOK_EVERY
+    until = time.monotonic() + 10 * FOLLOWER_POLL
     with pytest.raises(NotAvailable):
         peers.run_once(HELLO, lambda: until, nothing, lead)
     assert 2 <= len(leads) <= 12

@@ -19,11 +19,11 @@ from scalezero_wsgi.coordination.peers import Peers
 from scalezero_wsgi.events import Reporter
 from tests.unit.coordination.stores import HELLO, UP, held
 
-LOOK_EVERY = 60.0
+FOLLOWER_POLL = 60.0
 
 
 def check_following(leads: Coordination, follows: Coordination, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scalezero_wsgi.coordination.peers.LOOK_EVERY", LOOK_EVERY)
+    monkeypatch.setattr("scalezero_wsgi.coordination.peers.FOLLOWER_POLL", FOLLOWER_POLL)
     subscribed = threading.Event()
     changes = follows.changes
 
@@ -35,7 +35,7 @@ def check_following(leads: Coordination, follows: Coordination, monkeypatch: pyt
 
     monkeypatch.setattr(follows, "changes", note)
     outcomes: list[str] = []
-    until = time.monotonic() + 2 * LOOK_EVERY
+    until = time.monotonic() + 2 * FOLLOWER_POLL
 
     def follow(told: SharedStatus, is_update: bool) -> str | None:
         return told.name if is_update else None
@@ -51,8 +51,8 @@ def check_following(leads: Coordination, follows: Coordination, monkeypatch: pyt
     follower.start()
     assert subscribed.wait(20)
     assert leads.publish(lease, UP)
-    follower.join(LOOK_EVERY / 3)
-    peers.close()  # or its heart would go on reporting to this store
+    follower.join(FOLLOWER_POLL / 3)
+    peers.close()  # or its heartbeat would go on reporting to this store
     assert outcomes == [UP.name]
 
 

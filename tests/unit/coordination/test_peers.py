@@ -21,9 +21,15 @@ from scalezero_wsgi.coordination.base import (
     WorkerReport,
 )
 from scalezero_wsgi.coordination.heartbeat import HEARTBEAT, REPORT_TTL
-from scalezero_wsgi.coordination.leadership import ACT, LEASE, RETELL, Leadership, LeadershipLost
+from scalezero_wsgi.coordination.leadership import (
+    ACTION_TIMEOUT,
+    LEASE,
+    REPUBLISH,
+    Leadership,
+    LeadershipLost,
+)
 from scalezero_wsgi.coordination.memory import MemoryCoordination
-from scalezero_wsgi.coordination.peers import LOOK_EVERY, Peers
+from scalezero_wsgi.coordination.peers import FOLLOWER_POLL, Peers
 from scalezero_wsgi.coordination.sqlite import SQLiteCoordination
 from scalezero_wsgi.events import CoordinationLost, CoordinationRestored, Event, Reporter
 from tests.support.clock import Clock
@@ -82,7 +88,7 @@ class Store:
 
 
 class Quiet(Peers):
-    """Its heart beats when the test says so."""
+    """Its heartbeat runs only when the test calls it."""
 
     def _start_heartbeat(self) -> None:
         pass
@@ -153,7 +159,7 @@ class TestLeading:
     def test_but_not_for_one_that_hangs(self, bench: Bench) -> None:
         lead = bench.lead(until=1.0)
         with lead.acting():
-            bench.clock.advance(ACT + 0.1)
+            bench.clock.advance(ACTION_TIMEOUT + 0.1)
             lead.keep()
             assert not bench.is_led()
 
@@ -212,7 +218,7 @@ class TestLeading:
         with bench.lead() as lead:
             lead.publish(READY, is_update=False)
             for _ in range(10):
-                bench.clock.advance(RETELL / 4)
+                bench.clock.advance(REPUBLISH / 4)
                 lead.publish(READY, is_update=False)
             lead.publish(READY)
         assert bench.store.calls.count("publish") == 1 + 2 + 1
@@ -329,7 +335,7 @@ class TestFollowing:
     def test_a_lease_that_lapses_without_a_word_is_taken_within_a_look(self, bench: Bench) -> None:
         assert bench.memory.acquire(HELLO, "dead", LEASE) is not None
         assert bench.run_once() == "led"
-        assert LEASE <= bench.clock() <= LEASE + 2 * LOOK_EVERY
+        assert LEASE <= bench.clock() <= LEASE + 2 * FOLLOWER_POLL
 
     def test_nobody_follows_for_ever(self, bench: Bench) -> None:
         with bench.led_by_another():
@@ -337,7 +343,7 @@ class TestFollowing:
                 bench.store.before["wait"] = lambda: bench.other.heartbeat()
             with pytest.raises(NotAvailable) as caught:
                 bench.run_once(until=1.0)
-        assert caught.value.waited == pytest.approx(1.0, abs=2 * LOOK_EVERY)
+        assert caught.value.waited == pytest.approx(1.0, abs=2 * FOLLOWER_POLL)
         assert not bench.memory._memory.get().subscriptions
 
     def test_the_time_that_the_look_takes_counts(self, bench: Bench) -> None:
@@ -375,7 +381,7 @@ class TestAlone:
         with bench.led_by_another():
             bench.store.before["wait"] = lose
             assert bench.run_once() == "led"
-        assert bench.clock() <= LOOK_EVERY
+        assert bench.clock() <= FOLLOWER_POLL
 
     def test_a_lost_store_is_tried_by_the_heart_alone(self, bench: Bench) -> None:
         bench.store.error = DOWN
@@ -446,12 +452,12 @@ class TestHeart:
     def test_it_beats_from_the_first_flight_on_and_only_once(self, clockwork: Clockwork) -> None:
         peers = clockwork.peers()
         before = [thread.name for thread in threading.enumerate()].count("scalezero-heartbeat")
-        assert clockwork.hearts() == 0
+        assert clockwork.heartbeats() == 0
         for _ in range(3):
             peers.run_once(HELLO, never, nothing, lambda lead: "led")
         until(lambda: len(clockwork.store.workers()) == 1)
         assert [thread.name for thread in threading.enumerate()].count("scalezero-heartbeat") == before + 1
-        assert clockwork.hearts() == 1
+        assert clockwork.heartbeats() == 1
 
     def test_a_beat_that_fails_is_logged_and_is_not_the_last(
         self, clockwork: Clockwork, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -488,7 +494,7 @@ class TestHeart:
         lead = peers._join(HELLO, never, nothing)
         until(lambda: len(clockwork.store.workers()) == 1)
         peers.close()
-        assert clockwork.hearts() == 0
+        assert clockwork.heartbeats() == 0
         assert clockwork.store.workers() == []
         assert clockwork.store.acquire(HELLO, "next", LEASE) is not None
         assert isinstance(lead, Leadership)
@@ -498,7 +504,7 @@ class TestHeart:
     ) -> None:
         store = SQLiteCoordination(tmp_path / "shared" / "fleet.db")
         peers = Peers(store, Reporter(), row=WorkerReport)
-        clockwork.fleets.append(peers)
+        clockwork.all_peers.append(peers)
         with peers._join(HELLO, never, nothing) as lead:
             until(lambda: len(store.workers()) == 1)
             parent = peers._worker.get()
@@ -558,18 +564,18 @@ class TestHeart:
 
 
 class Clockwork:
-    """Fleets in real time, whose hearts are stopped after the test."""
+    """Peers in real time, whose heartbeats are stopped after the test."""
 
     def __init__(self) -> None:
         self.store = MemoryCoordination()
-        self.fleets: list[Peers] = []
+        self.all_peers: list[Peers] = []
 
     def peers(self, row: Callable[[str], WorkerReport] = WorkerReport) -> Peers:
-        self.fleets.append(Peers(self.store, Reporter(), row=row))
-        return self.fleets[-1]
+        self.all_peers.append(Peers(self.store, Reporter(), row=row))
+        return self.all_peers[-1]
 
-    def hearts(self) -> int:
-        threads = [peers._worker.get()._thread for peers in self.fleets]
+    def heartbeats(self) -> int:
+        threads = [peers._worker.get()._thread for peers in self.all_peers]
         return sum(thread is not None and thread.is_alive() for thread in threads)
 
 
@@ -577,6 +583,6 @@ class Clockwork:
 def clockwork() -> Iterator[Clockwork]:
     clockwork = Clockwork()
     yield clockwork
-    for peers in clockwork.fleets:
+    for peers in clockwork.all_peers:
         peers.close()
-    assert clockwork.hearts() == 0
+    assert clockwork.heartbeats() == 0

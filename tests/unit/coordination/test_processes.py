@@ -327,7 +327,7 @@ def test_what_a_stopped_leader_writes_late_changes_nothing(setup: Setup, moment:
         answers = late.receive()
         assert len(answers) == 4
         assert statuses([(at, status) for at, status in answers]) == {OK}
-        time.sleep(2 * HEARTBEAT)  # its heart has beaten, too
+        time.sleep(2 * HEARTBEAT)  # at least one heartbeat, too
         wrote = [each for each in log.lines()[before:] if each.pid == late.pid]
         assert {each.detail for each in wrote if each.what == "published"} == {"False"}
         known = store.known(Function(function))

@@ -19,7 +19,7 @@ from scalezero_wsgi.activation.state import SETTLE, STABLE, FunctionMeta
 from scalezero_wsgi.coordination import CoordinationError
 from scalezero_wsgi.coordination.base import Failure, ProviderFault, SharedStatus, Start
 from scalezero_wsgi.coordination.heartbeat import HEARTBEAT
-from scalezero_wsgi.coordination.leadership import LEASE, RETELL
+from scalezero_wsgi.coordination.leadership import LEASE, REPUBLISH
 from scalezero_wsgi.events import (
     CoordinationLost,
     CoordinationRestored,
@@ -70,7 +70,7 @@ class World(Simulation):
         self.provider.answer = give
 
     def idle(self) -> bool:
-        return all(task.name == "heart" for task in self.tasks)
+        return all(task.name == "heartbeat" for task in self.tasks)
 
     def all_land(self, seconds: float = 60.0) -> None:
         assert self.run(self.idle, seconds), [(task.worker.name, task.name) for task in self.tasks]
@@ -135,7 +135,7 @@ class TestOneFlight:
         world.until(lambda: world.store.known(HELLO) is not None and world.known().status == STARTING)
         while world.clock() < 4.5:
             world.pass_time(0.1)
-            assert world.known().age <= RETELL + 0.5
+            assert world.known().age <= REPUBLISH + 0.5
 
     def test_all_get_the_replica_that_one_has_asked_for(self) -> None:
         alone, world = World(1), World(4)
@@ -862,10 +862,10 @@ class TestNobodyWaits:
         world.all_land()
         assert world.clock() - begun <= 21.0
 
-    def test_one_that_comes_there_later_is_noticed_within_two_beats(self) -> None:
+    def test_one_that_comes_there_later_is_noticed_within_two_heartbeats(self) -> None:
         world = self.leads(2)
         second = world.workers[1]
-        second.refresh()  # its heart beats from now on
+        second.refresh()  # its heartbeat runs from now on
         world.pass_time(5.0)
         queries = world.provider.queries
         second.waiting = {HELLO: 1}

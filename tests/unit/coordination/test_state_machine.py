@@ -71,20 +71,20 @@ class Calm(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.001, 0.01, 0.06, 0.2]))
     def time_passes(self, seconds: float) -> None:
-        while hearts := [task for task in self.world.runnable() if self.beats(task)]:
-            self.world.step(hearts[0])
+        while heartbeats := [task for task in self.world.runnable() if self.is_heartbeat(task)]:
+            self.world.step(heartbeats[0])
         self.world.clock.advance(seconds)
 
     @staticmethod
-    def beats(task: Task) -> bool:
-        return task.name == "heart"
+    def is_heartbeat(task: Task) -> bool:
+        return task.name == "heartbeat"
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 3.0]))
     def all_go_on(self, seconds: float) -> None:
         self.world.run(lambda: not self.busy(), seconds)
 
     def busy(self) -> bool:
-        return any(task.name != "heart" for task in self.world.tasks)
+        return any(task.name != "heartbeat" for task in self.world.tasks)
 
     @rule(indices=st.sets(WORKERS, min_size=1))
     def requests_leave(self, indices: set[int]) -> None:
