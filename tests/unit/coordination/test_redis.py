@@ -217,7 +217,7 @@ class TestTime:
             "monotonic = time.monotonic\n"
             "time.monotonic = lambda: monotonic() + shift\n"
             "from scalezero_wsgi import Function, ReplicaStatus\n"
-            "from scalezero_wsgi.coordination.base import SharedStatus, Row\n"
+            "from scalezero_wsgi.coordination.base import SharedStatus, WorkerReport\n"
             "from scalezero_wsgi.coordination.redis import RedisCoordination\n"
             "store, name = RedisCoordination(sys.argv[1]), sys.argv[3]\n"
             "lease = store.acquire(Function(name), name, 30.0)\n"
