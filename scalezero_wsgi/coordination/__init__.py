@@ -1,4 +1,4 @@
-"""Where processes meet; see :mod:`scalezero_wsgi.coordination.base`."""
+"""Coordination stores, in which worker processes meet; see :mod:`scalezero_wsgi.coordination.base`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["Coordination", "CoordinationError", "make_coordination"]
 
 
 def make_coordination(url: str) -> Coordination:
-    """Make a store by its URL.
+    """Return the store that a URL names.
 
     :param url: ``"memory://"`` for the threads of one process, ``"sqlite:///path/of/file"`` for the workers
         of one host, or one of ``redis://``, ``rediss://``, ``unix://``, ``redis+sentinel://`` and
         ``redis+cluster://`` for many hosts, see
         :class:`~scalezero_wsgi.coordination.redis.RedisCoordination`.
-    :raises SettingError: it is none of these, or cannot be used.
-    :raises MissingExtra: the library is not installed.
+    :raises SettingError: the URL is none of these, or the store it names cannot be used.
+    :raises MissingExtra: the library that the store needs is not installed.
     """
     scheme, _, rest = url.partition("://")
     if url == "memory://":
@@ -45,7 +45,7 @@ def _make_sqlite(url: str, path: str) -> Coordination:
         from .sqlite import SQLiteCoordination
     except ImportError as error:
         raise SettingError(f"this Python has no sqlite3: {error}") from None
-    # Elsewhere (SQLAlchemy) three slashes begin a relative path.
+    # In SQLAlchemy's URLs three slashes begin a relative path: refuse what was probably meant as one.
     if "/" not in path.strip("/"):
         name = path.strip("/")
         raise SettingError(

@@ -1,13 +1,14 @@
-"""Where processes meet: one flight for many workers and hosts.
+"""The interface of coordination stores, through which workers and hosts share one flight for each function.
 
-A store keeps four things: for each function a *lease*, held by the one worker that leads its flight; what is
-*known* of it; for each worker a *row* that says what it does; and it wakes those who wait for a change.
+For each function a store keeps a *lease*, held by the one worker that leads its flight, and the *shared
+status* that this leader published last. For each worker it keeps a *report* of what it does. It notifies
+subscribers of changes.
 
-A lease expires, so a leader that died is replaced, and carries a fencing token, so what a replaced leader
-writes late is refused (M. Kleppmann, "How to do distributed locking"). Ages and times left are durations
-by the store's own clock, for the clocks of hosts differ.
+A lease expires, so that a leader that died is replaced. It carries a fencing token, so that the late write
+of a deposed leader is refused (M. Kleppmann, "How to do distributed locking"). Ages and remaining times are
+durations by the store's own clock, because the clocks of hosts differ.
 
-Whoever writes a store runs ``scalezero_wsgi.testing.CoordinationContract`` against it.
+Run ``scalezero_wsgi.testing.CoordinationContract`` against a store that you write.
 """
 
 from __future__ import annotations
@@ -20,22 +21,23 @@ from typing import Protocol
 from ..model import Function, ReplicaStatus, ScaleZeroError
 
 KEEP = 3600.0
-"""Seconds for which a store keeps what is known of a function."""
+"""Seconds for which a store keeps a function's shared status."""
 
 KEEP_MISSING = 10.0
-"""The same where it is not known to the provider: the names that clients invent must not fill the store."""
+"""The same in seconds for a function that the provider does not know: names that clients invent must not fill
+the store."""
 
 
 class CoordinationError(ScaleZeroError):
-    """The store cannot be reached, or not used. The worker goes on alone."""
+    """The store cannot be reached or used. The worker goes on without it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
     """The right to lead a function's flight.
 
-    :param worker: who asked for it, for those who read logs; the token alone tells leases apart.
-    :param token: never given twice.
+    :param worker: the worker that acquired it, for logs only; leases are compared by their tokens.
+    :param token: the fencing token: grows with every lease and is never given twice.
     """
 
     function: Function
@@ -45,12 +47,12 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A function's failed starts.
+    """A function's failed starts, and the back-off that follows the last one.
 
-    :param count: how many in a row.
-    :param start: names the start that failed last.
-    :param reason: why; it may hold the function's own output.
-    :param left: seconds for which the function still rests; below 0, the rest ended so long ago.
+    :param count: failed starts in a row.
+    :param start: the name of the start that failed last.
+    :param reason: why it failed; may contain output of the function.
+    :param left: seconds until the back-off ends; negative once it has ended.
     """
 
     count: int
@@ -61,12 +63,12 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The last time that the function was started from zero, by a worker or by somebody else.
+    """A function's last start from zero, by a worker or by anything else that scales it.
 
-    :param name: tells one start from another.
-    :param age: seconds since then.
-    :param shown: whether the provider has told since of a count above zero.
-    :param up_for: seconds since a replica was first seen available after it; ``None`` before that.
+    :param name: unique to this start.
+    :param age: seconds since the start.
+    :param shown: whether the provider has reported a count above zero since.
+    :param up_for: seconds since a replica was first seen available after the start; ``None`` before that.
     """
 
     name: str
@@ -75,16 +77,16 @@ class Start:
     up_for: float | None = None
 
     def after(self, passed: float) -> Start:
-        """The same, ``passed`` seconds later."""
+        """Return the start as it is ``passed`` seconds later."""
         up_for = None if self.up_for is None else self.up_for + passed
         return replace(self, age=self.age + passed, up_for=up_for)
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderFault:
-    """The provider fails the leader. Why is in the leader's log; it is not fit for a store.
+    """An error that the provider gave the leader. Its text stays in the leader's log.
 
-    :param age: seconds since it did.
+    :param age: seconds since the error.
     :param final: whether the leader has given up.
     """
 
@@ -94,12 +96,15 @@ class ProviderFault:
 
 @dataclass(frozen=True, slots=True)
 class SharedStatus:
-    """What the fleet knows of a function.
+    """A function's status as the leader of its flight published it.
 
-    :param status: the last one; ``None`` if the provider does not know the function, or has not said
-        because of a trouble.
-    :param age: seconds since the provider was asked.
-    :param name: tells one publication from another.
+    :param status: the provider's last answer; ``None`` if it does not know the function, or could not answer
+        because of ``trouble``.
+    :param age: seconds since the provider was queried.
+    :param failure: the failed starts, if the last start failed.
+    :param start: the last start from zero, if one was seen.
+    :param trouble: the provider's error, while it fails.
+    :param name: unique to this publication.
     :param durations: seconds that the last starts took, the latest last.
     """
 
@@ -113,11 +118,11 @@ class SharedStatus:
 
     @property
     def keep(self) -> float:
-        """Seconds for which a store keeps it."""
+        """The seconds for which a store keeps it."""
         return KEEP_MISSING if self.status is None and self.failure is None else KEEP
 
     def after(self, passed: float) -> SharedStatus:
-        """The same, ``passed`` seconds later."""
+        """Return the status as it is ``passed`` seconds later: older, with less of the back-off left."""
         failure, start, trouble = self.failure, self.start, self.trouble
         return replace(
             self,
@@ -130,11 +135,12 @@ class SharedStatus:
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
-    """What a worker does, by function; all of it as it was when the worker reported.
+    """What a worker does for each function, as of its last report.
 
+    :param worker: the worker's name.
     :param in_flight: requests that the application is serving.
-    :param waiting: requests that are held.
-    :param unused_for: seconds since the last use; without those of long ago.
+    :param waiting: requests that are held until the function is available.
+    :param unused_for: seconds since the last request; functions that were used long ago are left out.
     """
 
     worker: str
@@ -144,55 +150,60 @@ class WorkerReport:
 
 
 class Changes(Protocol):
-    """A subscription. Subscribe first, then look, then wait, and look again: so nothing is missed."""
+    """A subscription to a function's changes.
+
+    To miss none, subscribe, then read, then wait, and read again.
+    """
 
     def wait(self, timeout: float) -> bool:
-        """Wait at most ``timeout`` seconds; whether anything may have changed since the last call.
+        """Wait for at most ``timeout`` seconds; return whether anything may have changed since the last call.
 
-        It may say so without a change.
+        It may return ``True`` without a change.
         """
 
 
 class Coordination(Protocol):
-    """The store. Safe for threads and after a fork; every call is short.
+    """A store. It is safe for threads and after a fork, and every call is short.
 
-    :raises CoordinationError: every method, if the store cannot be used.
+    :raises CoordinationError: from every method, if the store cannot be used.
     """
 
     def acquire(self, function: Function, worker: str, ttl: float) -> Lease | None:
-        """Take the lease for ``ttl`` seconds; ``None`` while it is held.
+        """Acquire the function's lease for ``ttl`` seconds; return ``None`` while it is held.
 
-        A worker that holds it is refused like any other: its wake and its refresh may ask at once, and
-        the second must not take the lead from under the first.
+        The worker that holds it is refused like any other: its activation and its refresh may ask at the
+        same time, and the second must not depose the first.
         """
 
     def renew(self, lease: Lease, ttl: float) -> bool:
-        """Keep it for ``ttl`` seconds from now; ``False`` if it has lapsed or gone to another."""
+        """Extend the lease to ``ttl`` seconds from now; return ``False`` if it is no longer held."""
 
     def release(self, lease: Lease) -> None:
-        """Give it back. What another one holds is not touched."""
+        """Release the lease. Do nothing if it is no longer held."""
 
     def publish(self, lease: Lease, known: SharedStatus) -> bool:
-        """Replace what is known; ``False`` if the lease has lapsed or gone to another.
+        """Replace the function's shared status; return ``False`` if the lease is no longer held.
 
-        The store forgets it after a time; after seconds if there is no status.
+        The store forgets the status after ``known.keep`` seconds.
         """
 
     def known(self, function: Function) -> SharedStatus | None:
-        """What the fleet knows; ``None``: nothing."""
+        """Return the function's shared status; ``None`` if there is none."""
 
     def changes(self, function: Function) -> AbstractContextManager[Changes]:
-        """Subscribe to what is published of a function, and to the end of its lease; but a lease that
-        lapses makes no change."""
+        """Subscribe to what is published of a function and to the release of its lease.
+
+        A lease that expires need not be noticed.
+        """
 
     def report(self, row: WorkerReport, ttl: float) -> None:
-        """Say what a worker does; it counts as gone ``ttl`` seconds after its last report."""
+        """Replace the worker's report. It expires after ``ttl`` seconds: then the worker counts as gone."""
 
     def leave(self, worker: str) -> None:
-        """Take the worker's row away."""
+        """Remove the worker's report, if there is one."""
 
     def workers(self) -> Sequence[WorkerReport]:
-        """The rows of those who live."""
+        """Return the reports that have not expired."""
 
 
 # The names of 0.1's first release, for stores that were written against it.

@@ -1,6 +1,6 @@
-"""What is known of a function, and what a worker does, as JSON.
+"""The JSON form of shared statuses and workers' reports.
 
-Hosts may run different versions for a while, so a field that this one does not have is passed over.
+Hosts may run different versions during an upgrade, so fields that this version does not know are ignored.
 """
 
 from __future__ import annotations
@@ -14,66 +14,68 @@ from typing import Any
 from ..model import Function, ReplicaStatus
 from .base import CoordinationError, Failure, ProviderFault, SharedStatus, Start, WorkerReport
 
-_COUNTS = ("in_flight", "waiting", "unused_for")
+_REPORT_FIELDS = ("in_flight", "waiting", "unused_for")
 _PARTS = {"status": ReplicaStatus, "failure": Failure, "start": Start, "trouble": ProviderFault}
 
 
-def pack(known: SharedStatus) -> str:
-    """As text."""
-    return json.dumps(_named(known), default=_plain, skipkeys=True)
+def pack(shared: SharedStatus) -> str:
+    """Return a shared status as JSON."""
+    return json.dumps(_fields(shared), default=_plain, skipkeys=True)
 
 
 def unpack(text: str, passed: float) -> SharedStatus | None:
-    """From text; ``None`` if it cannot be read.
+    """Return the shared status that JSON holds, as it is by now; ``None`` if it cannot be read.
 
-    :param passed: seconds since it was told, by the store's clock.
+    :param passed: seconds since it was published, by the store's clock.
     """
     if passed < -1.0:
-        return None  # the clock was set back: nobody knows how old it is
+        return None  # the clock was set back, so its age is unknown
     try:
-        told = json.loads(text)
-        parts = {name: _made(kind, told.get(name)) for name, kind in _PARTS.items()}
-        durations = tuple(map(_duration, told.get("durations", ())))
-        known = SharedStatus(**parts, age=told["age"], name=told["name"], durations=durations)
-        return known.after(max(0.0, passed))
+        values = json.loads(text)
+        parts = {name: _make(kind, values.get(name)) for name, kind in _PARTS.items()}
+        durations = tuple(map(_duration, values.get("durations", ())))
+        shared = SharedStatus(**parts, age=values["age"], name=values["name"], durations=durations)
+        return shared.after(max(0.0, passed))
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
 def pack_row(row: WorkerReport) -> str:
-    """As text."""
-    told = {name: getattr(row, name) for name in _COUNTS}
+    """Return a worker's report as JSON, without the worker's name."""
     return json.dumps(
-        {name: [[*function, value] for function, value in values.items()] for name, values in told.items()}
+        {
+            field: [[*function, value] for function, value in getattr(row, field).items()]
+            for field in _REPORT_FIELDS
+        }
     )
 
 
 def unpack_row(worker: str, text: str) -> WorkerReport:
-    """From text.
+    """Return the report that JSON holds.
 
-    :raises CoordinationError: the text is not such a record.
+    :raises CoordinationError: the text is not a report.
     """
     try:
-        told = json.loads(text)
+        values = json.loads(text)
         return WorkerReport(
             worker,
             **{
-                field: {Function(name, namespace): value for name, namespace, value in told[field]}
-                for field in _COUNTS
+                field: {Function(name, namespace): value for name, namespace, value in values[field]}
+                for field in _REPORT_FIELDS
             },
         )
     except (ValueError, LookupError, TypeError) as error:
         raise CoordinationError(f"a worker's row cannot be read: {error!r}") from error
 
 
-def _named(value: Any) -> dict[str, Any]:
+def _fields(value: Any) -> dict[str, Any]:
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
-def _made(kind: Any, told: Mapping[str, Any] | None) -> Any:
-    if told is None:
+def _make(kind: Any, values: Mapping[str, Any] | None) -> Any:
+    if values is None:
         return None
-    return kind(**{field.name: told[field.name] for field in fields(kind) if field.name in told})
+    return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})
 
 
 def _duration(value: Any) -> float:
@@ -84,7 +86,10 @@ def _duration(value: Any) -> float:
 
 
 def _plain(value: object) -> object:
-    """A part, a provider's own kind of mapping, or a label that is no text."""
+    """Return what ``json`` cannot write as something that it can.
+
+    That is a dataclass, a mapping of a provider's own type, or the value of a label that is not a string.
+    """
     if is_dataclass(value):
-        return _named(value)
+        return _fields(value)
     return dict(value) if isinstance(value, Mapping) else str(value)

@@ -1,4 +1,4 @@
-"""Where gunicorn's workers meet when nothing was configured: a SQLite file of their master's."""
+"""The store of gunicorn's workers when none is configured: a SQLite file for each gunicorn master."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger("scalezero_wsgi")
 
 ABANDONED = 86_400.0
-"""Seconds without a write after which another container's file counts as left behind."""
+"""Seconds without a write after which a file of another container counts as abandoned."""
 
 _numbers: Iterator[int] = itertools.count()
 
 
 def default_coordination() -> Coordination | None:
-    """The store of a middleware that is being made while gunicorn loads its application.
+    """Return the store for a middleware that is constructed while gunicorn loads the application.
 
-    All workers of one master make their middlewares in the same order, so those with the same number belong
-    together. A master that replaces another one (USR2) has a file of its own: it may have another
-    configuration.
+    All workers of a master construct their middlewares in the same order, so the middlewares with the same
+    number share a file. A master that replaces another one (USR2) has a file of its own, because its
+    configuration may differ.
 
-    :return: ``None`` in any other case, with one worker, or if there can be no file.
+    :return: ``None`` outside gunicorn, with one worker only, and if the file cannot be made.
     """
     gunicorn = loading_gunicorn()
     if gunicorn is None or gunicorn.workers < 2:
         return None
     master = _Master.of(str(gunicorn.master))
     if master is None:
-        return None  # not Linux: nothing would tell the file from one of another gunicorn
+        return None  # not Linux: another gunicorn's file might have the same name
     directory = Path(tempfile.gettempdir()) / f"scalezero-{gunicorn.uid}"
     try:
         from .sqlite import SQLiteCoordination
@@ -62,10 +62,10 @@ def _warn(why: str) -> None:
 
 
 class _Master(NamedTuple):
-    """A process that was seen to live.
+    """The identity of a running process.
 
-    :ivar namespace: of process ids: containers may share the directory.
-    :ivar started: since boot, in clock ticks: process ids come again.
+    :ivar namespace: its PID namespace: containers may share the directory.
+    :ivar started: when it started, in clock ticks since boot: process ids are reused.
     """
 
     namespace: str
@@ -74,7 +74,7 @@ class _Master(NamedTuple):
 
     @classmethod
     def of(cls, pid: str) -> _Master | None:
-        """The process that has this id here and now."""
+        """Return the process that has this id now; ``None`` if there is none, or no ``/proc``."""
         try:
             namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
             # The 22nd field; the second may have spaces and parentheses in it (proc(5)).
@@ -85,16 +85,19 @@ class _Master(NamedTuple):
 
 
 def _sweep(directory: Path, here: str) -> None:
-    """Remove what masters have left that are gone."""
+    """Remove the files of masters that have ended.
+
+    :param here: this process's PID namespace.
+    """
     for path in directory.glob("gunicorn-*"):
         match = re.match(r"gunicorn-(\d+)-(\d+)-(\d+)-", path.name)
         if match is None:
             continue
         if match[1] == here:
-            gone = _Master.of(match[2]) != match.groups()
-        else:  # of another container: nothing tells of its processes but that they write
-            gone = _last_write(directory, match[0]) < time.time() - ABANDONED
-        if gone:
+            ended = _Master.of(match[2]) != match.groups()
+        else:  # of another container: its processes are not visible here, but their writes are
+            ended = _last_write(directory, match[0]) < time.time() - ABANDONED
+        if ended:
             path.unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""One process: its threads meet in its own memory."""
+"""The store of a single process: its threads meet in its memory."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ..model import Function
 from .base import Changes, Lease, SharedStatus, WorkerReport
 
 SWEEP_EVERY = 1.0
-"""Seconds between two looks for what has expired."""
+"""Seconds between two removals of expired entries."""
 
 
 class _Memory:
-    """Each value has with it the time at which it expires."""
+    """What the store of one process holds. Each value is kept with the time at which it expires."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.token = 0
         self.leases: dict[Function, tuple[Lease, float]] = {}
         self.known: dict[Function, tuple[tuple[SharedStatus, float], float]] = {}
-        self.rows: dict[str, tuple[WorkerReport, float]] = {}
-        self.waiting: dict[Function, list[_Changes]] = {}
+        self.reports: dict[str, tuple[WorkerReport, float]] = {}
+        self.subscriptions: dict[Function, list[_Changes]] = {}
         self.sweep_at = 0.0
 
 
@@ -41,9 +41,9 @@ class _Changes:
 
 
 class MemoryCoordination:
-    """The store of a single process. Safe for threads; after a fork the child has one of its own.
+    """The store of a single process. It is safe for threads; a forked child starts with an empty one.
 
-    :param clock: monotonic seconds.
+    :param clock: returns monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -53,7 +53,7 @@ class MemoryCoordination:
     def acquire(self, function: Function, worker: str, ttl: float) -> Lease | None:
         """See :class:`~scalezero_wsgi.coordination.base.Coordination`, as for all methods."""
         with self._locked() as (memory, now):
-            if _alive(memory.leases.get(function), now) is not None:
+            if _unexpired(memory.leases.get(function), now) is not None:
                 return None
             memory.token += 1
             lease = Lease(function, worker, memory.token)
@@ -61,63 +61,63 @@ class MemoryCoordination:
             return lease
 
     def renew(self, lease: Lease, ttl: float) -> bool:
-        """Keep the lease."""
+        """Extend the lease."""
         with self._locked() as (memory, now):
-            if _alive(memory.leases.get(lease.function), now) != lease:
+            if _unexpired(memory.leases.get(lease.function), now) != lease:
                 return False
             memory.leases[lease.function] = lease, now + ttl
             return True
 
     def release(self, lease: Lease) -> None:
-        """Give the lease back."""
+        """Release the lease."""
         with self._locked() as (memory, now):
-            if _alive(memory.leases.get(lease.function), now) == lease:
+            if _unexpired(memory.leases.get(lease.function), now) == lease:
                 del memory.leases[lease.function]
-                _wake(memory, lease.function)
+                _notify(memory, lease.function)
 
     def publish(self, lease: Lease, known: SharedStatus) -> bool:
-        """Replace what is known."""
+        """Replace the shared status."""
         with self._locked() as (memory, now):
-            if _alive(memory.leases.get(lease.function), now) != lease:
+            if _unexpired(memory.leases.get(lease.function), now) != lease:
                 return False
             memory.known[lease.function] = (known, now), now + known.keep
-            _wake(memory, lease.function)
+            _notify(memory, lease.function)
             return True
 
     def known(self, function: Function) -> SharedStatus | None:
-        """What is known."""
+        """Return the shared status."""
         now = self._clock()
-        found = _alive(self._memory.get().known.get(function), now)
+        found = _unexpired(self._memory.get().known.get(function), now)
         return None if found is None else found[0].after(now - found[1])
 
     @contextmanager
     def changes(self, function: Function) -> Iterator[Changes]:
-        """Subscribe."""
+        """Subscribe to changes."""
         changes = _Changes()
         with self._locked() as (memory, _):
-            memory.waiting.setdefault(function, []).append(changes)
+            memory.subscriptions.setdefault(function, []).append(changes)
         try:
             yield changes
         finally:
             with memory.lock:
-                memory.waiting[function].remove(changes)
-                if not memory.waiting[function]:
-                    del memory.waiting[function]
+                memory.subscriptions[function].remove(changes)
+                if not memory.subscriptions[function]:
+                    del memory.subscriptions[function]
 
     def report(self, row: WorkerReport, ttl: float) -> None:
-        """Say what a worker does."""
+        """Replace the worker's report."""
         with self._locked() as (memory, now):
-            memory.rows[row.worker] = row, now + ttl
+            memory.reports[row.worker] = row, now + ttl
 
     def leave(self, worker: str) -> None:
-        """Take a row away."""
+        """Remove the worker's report."""
         with self._locked() as (memory, _):
-            memory.rows.pop(worker, None)
+            memory.reports.pop(worker, None)
 
     def workers(self) -> Sequence[WorkerReport]:
-        """Who lives."""
+        """Return the reports that have not expired."""
         with self._locked() as (memory, now):
-            return [row for row, expires in memory.rows.values() if now < expires]
+            return [row for row, expires in memory.reports.values() if now < expires]
 
     @contextmanager
     def _locked(self) -> Iterator[tuple[_Memory, float]]:
@@ -126,12 +126,12 @@ class MemoryCoordination:
             now = self._clock()
             if now >= memory.sweep_at:
                 memory.sweep_at = now + SWEEP_EVERY
-                for entries in (memory.leases, memory.known, memory.rows):
+                for entries in (memory.leases, memory.known, memory.reports):
                     _sweep(entries, now)
             yield memory, now
 
 
-def _alive(entry: tuple[Any, float] | None, now: float) -> Any:
+def _unexpired(entry: tuple[Any, float] | None, now: float) -> Any:
     return entry[0] if entry is not None and now < entry[1] else None
 
 
@@ -140,6 +140,6 @@ def _sweep(entries: dict[Any, tuple[Any, float]], now: float) -> None:
         del entries[key]
 
 
-def _wake(memory: _Memory, function: Function) -> None:
-    for changes in memory.waiting.get(function, ()):
+def _notify(memory: _Memory, function: Function) -> None:
+    for changes in memory.subscriptions.get(function, ()):
         changes.changed.set()

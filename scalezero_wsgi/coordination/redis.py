@@ -1,7 +1,7 @@
-"""The workers of many hosts meet in Redis.
+"""The store of workers on many hosts: a Redis server, of Redis 5 or later.
 
-Scripts compare and set in one step; a channel for each function wakes those who wait; every key has a time to
-live; times are the server's, which must be Redis 5 or later. The library is the extra ``redis``.
+Scripts compare and set in one step. Each function has a channel on which its changes are published. Every key
+has a time to live. All times are the server's. The client library is the extra ``redis``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .base import Changes, CoordinationError, Lease, SharedStatus, WorkerReport
 from .codec import pack, pack_row, unpack, unpack_row
 
 try:
-    redis: Any = import_module("redis")  # as Any: its types are not those of all the versions that will do
+    redis: Any = import_module("redis")  # as Any: the types differ between the supported versions
 except ImportError:
     raise MissingExtra("redis", "redis") from None
 
@@ -32,11 +32,11 @@ ALLOWED = (
     " them; special characters percent-encoded"
 )
 
-# The server's time in seconds; as text, for Lua writes 14 digits of a number only.
+# The server's time in seconds. It is formatted as text below, because Lua prints numbers with 14 digits only.
 _NOW = "local t = redis.call('TIME'); local now = t[1] + t[2] / 1000000\n"
 
-# KEYS: lease. ARGV: ttl in ms. A token is the server's time in microseconds: none is given twice, not even
-# after a flush, and no counter has to be kept for every name.
+# KEYS: lease. ARGV: ttl in ms. A token is the server's time in microseconds: it is never given twice, even
+# after a flush, and needs no counter for each function.
 _ACQUIRE = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return false end
 local t = redis.call('TIME')
@@ -87,10 +87,10 @@ _LEAVE = "return redis.call('HDEL', KEYS[1], ARGV[1])"
 
 
 class _Changes:
-    """Subscribes when it is first waited for, so that those who lead need no connection of their own.
+    """A subscription that is made on the first wait, so that leaders need no connection of their own.
 
-    The server's word that it has subscribed, also after a new connection, is a message like others: whoever
-    waits looks again.
+    The server confirms a subscription, and one that is made again on a new connection, with a message. It
+    counts as a change, so that the caller reads again.
     """
 
     def __init__(self, client: Callable[[], Any], channel: str) -> None:
@@ -106,7 +106,7 @@ class _Changes:
                 self._subscription.subscribe(self._channel)
             if self._subscription.get_message(timeout=max(0.0, timeout)) is None:
                 return False
-            # Many changes are one.
+            # Take all messages that have arrived: the caller reads once for all of them.
             while time.monotonic() < deadline and self._subscription.get_message() is not None:
                 pass
         return True
@@ -118,21 +118,21 @@ class _Changes:
 
 
 class RedisCoordination:
-    """The store of many hosts. Safe for threads and after a fork.
+    """The store of many hosts. It is safe for threads and after a fork.
 
     :param url: ``redis://``, ``rediss://`` or ``unix://`` as redis-py takes it, with its options as a query.
         For Sentinel ``redis+sentinel://host:26379,host:26379/service/0`` (``sentinel_username`` and
         ``sentinel_password`` are the sentinels' own), for Cluster ``redis+cluster://host:6379,host:6379``;
         both with ``rediss`` for TLS.
-    :param prefix: of every key and channel; also as ``?prefix=`` in the URL.
-    :param timeout: seconds within which the server must answer, unless the URL says otherwise. To take a
-        lease, look and renew it are three calls, for which there must be time while it lasts (2 s).
+    :param prefix: the prefix of all keys and channels; also as ``?prefix=`` in the URL.
+    :param timeout: seconds within which the server must answer, unless the URL says otherwise. A leader
+        acquires its lease, reads and renews it: three calls, which must fit into the lease's 2 s.
     :raises SettingError: the URL cannot be read.
     :raises MissingExtra: on import of this module: the library ``redis`` is not installed.
     """
 
     def __init__(self, url: str, *, prefix: str = "scalezero", timeout: float = 0.5) -> None:
-        server = _read(url, timeout)
+        server = _parse_url(url, timeout)
         self._prefix = server.options.pop("prefix", prefix)
         if not self._prefix or re.search("[{}]", self._prefix):
             raise SettingError(f"prefix: {self._prefix!r} is not allowed; it must be a text without braces")
@@ -145,33 +145,33 @@ class RedisCoordination:
         return None if token is None else Lease(function, worker, int(token))
 
     def renew(self, lease: Lease, ttl: float) -> bool:
-        """Keep the lease."""
+        """Extend the lease."""
         keys = [self._key(lease.function, "lease")]
         return bool(self._run(_RENEW, keys, lease.token, _milliseconds(ttl)))
 
     def release(self, lease: Lease) -> None:
-        """Give the lease back."""
+        """Release the lease."""
         keys = [self._key(lease.function, "lease")]
         self._run(_RELEASE, keys, lease.token, self._key(lease.function, "changes"))
 
     def publish(self, lease: Lease, known: SharedStatus) -> bool:
-        """Replace what is known."""
+        """Replace the shared status."""
         keys = [self._key(lease.function, "lease"), self._key(lease.function, "known")]
         keep = _milliseconds(known.keep)
         channel = self._key(lease.function, "changes")
         return bool(self._run(_PUBLISH, keys, lease.token, channel, keep, pack(known)))
 
     def known(self, function: Function) -> SharedStatus | None:
-        """What is known."""
+        """Return the shared status."""
         now, found = self._run(_KNOWN, [self._key(function, "known")])
         if not found:
             return None
-        told, record = _timed(found)
-        return unpack(record, float(now) - told)
+        published_at, record = _split_time(found)
+        return unpack(record, float(now) - published_at)
 
     @contextlib.contextmanager
     def changes(self, function: Function) -> Iterator[Changes]:
-        """Subscribe."""
+        """Subscribe to changes."""
         changes = _Changes(self._client.get, self._key(function, "changes"))
         try:
             yield changes
@@ -179,17 +179,17 @@ class RedisCoordination:
             changes.close()
 
     def report(self, row: WorkerReport, ttl: float) -> None:
-        """Say what a worker does."""
+        """Replace the worker's report."""
         self._run(_REPORT, [self._workers], _milliseconds(ttl), row.worker, pack_row(row))
 
     def leave(self, worker: str) -> None:
-        """Take a row away."""
+        """Remove the worker's report."""
         self._run(_LEAVE, [self._workers], worker)
 
     def workers(self) -> Sequence[WorkerReport]:
-        """Who lives."""
+        """Return the reports that have not expired."""
         now, found = self._run(_WORKERS, [self._workers])
-        rows = [(worker, *_timed(text)) for worker, text in zip(found[::2], found[1::2], strict=True)]
+        rows = [(worker, *_split_time(text)) for worker, text in zip(found[::2], found[1::2], strict=True)]
         return [unpack_row(worker, record) for worker, expires, record in rows if float(now) < expires]
 
     @property
@@ -197,7 +197,7 @@ class RedisCoordination:
         return f"{self._prefix}:workers"
 
     def _key(self, function: Function, kind: str) -> str:
-        # The braces put a function's keys into one slot of a cluster; no name has a slash.
+        # The braces put a function's keys into one slot of a cluster. No name contains a slash.
         return f"{self._prefix}:{{{function.name}/{function.namespace}}}:{kind}"
 
     def _run(self, script: str, keys: list[str], *arguments: Any) -> Any:
@@ -206,10 +206,12 @@ class RedisCoordination:
 
 
 class _Server(NamedTuple):
-    """Where the server is.
+    """The server that a URL names.
 
     :ivar kind: ``""``, ``"sentinel"`` or ``"cluster"``.
-    :ivar hosts: for the latter two, with their ports.
+    :ivar hosts: hosts and ports of the sentinels or of the cluster's nodes.
+    :ivar service: the service's name at the sentinels.
+    :ivar options: arguments of redis-py's connections.
     """
 
     kind: str
@@ -218,14 +220,18 @@ class _Server(NamedTuple):
     options: dict[str, Any]
 
 
-def _read(url: str, timeout: float) -> _Server:
-    """:raises SettingError: without a word of the URL, which may hold a password."""
+def _parse_url(url: str, timeout: float) -> _Server:
+    """Return the server that the URL names.
+
+    :raises SettingError: the URL cannot be parsed. The text contains nothing of the URL, which may hold a
+        password.
+    """
     options: dict[str, Any] = {
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
         "decode_responses": True,
-        # At once and only once, for a connection that a restart of the server has cut; the library's own
-        # rule may go on for half a minute.
+        # Retry once and at once, for a connection that a restart of the server has cut. The library's
+        # default may go on for half a minute.
         "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 1, (redis.ConnectionError,)),
         "max_connections": 10_000,
     }
@@ -236,27 +242,27 @@ def _read(url: str, timeout: float) -> _Server:
             parse_qsl(parts.query, strict_parsing=True)
         if parts.fragment or kind not in ("", "sentinel", "cluster") or (kind and scheme == "unix"):
             raise ValueError
-        service, path = _service(parts.path) if kind == "sentinel" else ("", parts.path)
+        service, path = _parse_service(parts.path) if kind == "sentinel" else ("", parts.path)
         if scheme != "unix" and not re.fullmatch(r"/?" if kind == "cluster" else r"/?|/\d+", path):
             raise ValueError
         user, at, hosts = parts.netloc.rpartition("@")
         plain = f"{scheme}://{user}{at}localhost{path}?{parts.query}" if kind else url
         options.update(redis.connection.parse_url(plain))
         port = 26379 if kind == "sentinel" else 6379
-        nodes = [_host(each, port) for each in hosts.split(",")] if kind else []
+        nodes = [_parse_host(each, port) for each in hosts.split(",")] if kind else []
         return _Server(kind, nodes, service, options)
     except ValueError:
         raise SettingError(f"the URL cannot be read; it must be {ALLOWED}") from None
 
 
-def _service(path: str) -> tuple[str, str]:
+def _parse_service(path: str) -> tuple[str, str]:
     match = re.fullmatch(r"/([^/]+)(/\d*)?", path)
     if match is None:
         raise ValueError
     return match[1], match[2] or ""
 
 
-def _host(text: str, port: int) -> tuple[str, int]:
+def _parse_host(text: str, port: int) -> tuple[str, int]:
     parts = urlsplit(f"//{text}")
     if not parts.hostname:
         raise ValueError
@@ -264,9 +270,9 @@ def _host(text: str, port: int) -> tuple[str, int]:
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    own = {name: value for name, value in options.items() if not name.startswith("sentinel_")}
+    of_server = {name: value for name, value in options.items() if not name.startswith("sentinel_")}
     try:
-        redis.ConnectionPool(**own).make_connection()
+        redis.ConnectionPool(**of_server).make_connection()
     except (TypeError, ValueError, redis.RedisError):
         raise SettingError(
             "the URL has an option that redis-py does not know, or not with that value"
@@ -282,21 +288,22 @@ def _connect(server: _Server) -> Any:
     if server.kind == "cluster":
         nodes = [redis.cluster.ClusterNode(*host) for host in server.hosts]
         return redis.RedisCluster(startup_nodes=nodes, **options)
-    own = {
+    of_sentinels = {
         "username": options.pop("sentinel_username", None),
         "password": options.pop("sentinel_password", None),
     }
-    same = {name: options[name] for name in ("socket_timeout", "socket_connect_timeout", "ssl", "retry")}
-    sentinel = redis.Sentinel(server.hosts, sentinel_kwargs={**same, **own})
+    of_both = {name: options[name] for name in ("socket_timeout", "socket_connect_timeout", "ssl", "retry")}
+    sentinel = redis.Sentinel(server.hosts, sentinel_kwargs={**of_both, **of_sentinels})
     return sentinel.master_for(server.service, **options)
 
 
-def _timed(text: str) -> tuple[float, str]:
-    time_of, _, rest = text.partition(" ")
+def _split_time(text: str) -> tuple[float, str]:
+    """Split a value of the form ``"<seconds> <record>"``."""
+    seconds, _, record = text.partition(" ")
     try:
-        return float(time_of), rest
+        return float(seconds), record
     except ValueError:
-        return math.inf, text  # none of ours; whoever reads the rest will see
+        return math.inf, text  # not written by this package: reading the record will fail
 
 
 def _milliseconds(seconds: float) -> int:

@@ -1,6 +1,6 @@
-"""What any provider and any coordination store must do, as tests that its author can run.
+"""Tests that every provider and every coordination store must pass, for their authors to run.
 
-Subclass the contract in a test module and give it a fixture ``bench`` that knows the engine::
+Subclass the contract in a test module and give it a fixture ``bench``::
 
     from scalezero_wsgi.testing import ProviderBench, ProviderContract
 
@@ -10,9 +10,9 @@ Subclass the contract in a test module and give it a fixture ``bench`` that know
         def bench(self) -> ProviderBench:
             return ProviderBench(provider=MyProvider(...), ready=Function("hello"), ...)
 
-With pytest, ``pytest.register_assert_rewrite("scalezero_wsgi.testing")`` in ``conftest.py`` gives readable
-failures. Where a bench says ``None``, the contract says nothing. :class:`CoordinationContract` is used in
-the same way, with a :class:`CoordinationBench`.
+``pytest.register_assert_rewrite("scalezero_wsgi.testing")`` in ``conftest.py`` makes failures readable. A
+test passes without checking anything where the bench has ``None`` for what it needs. Use
+:class:`CoordinationContract` in the same way, with a :class:`CoordinationBench`.
 """
 
 from .coordination import COORDINATION_NAMES, CoordinationBench, CoordinationContract

@@ -1,4 +1,4 @@
-"""What a coordination store must do."""
+"""Tests that every coordination store must pass."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from ..model import Function, ReplicaStatus
 
 @dataclass(frozen=True, slots=True)
 class CoordinationBench:
-    """An empty store, as several workers have it.
+    """A store to test. It must be empty when a test begins.
 
-    :param open: opens the store as one more worker does.
-    :param shared: whether processes meet in it; not so for one that lives in memory.
-    :param pass_time: lets that many seconds pass by the store's clock; by default they pass, a
-        quarter of a minute in all.
+    :param open: opens the store as one more worker would.
+    :param shared: whether several processes can use it; ``False`` for a store in memory.
+    :param pass_time: advances the store's clock by that many seconds; by default it sleeps, for a quarter
+        of a minute in all tests together.
     :param down: a store that cannot be used.
-    :param patience: seconds within which an error must be told, by the store's own time-outs.
+    :param patience: seconds within which ``down`` must raise its error, by its own time-outs.
     :param notice: seconds within which half of all changes must be noticed.
-    :param size: tells how many leases and statuses the store holds.
+    :param size: returns how many leases and shared statuses the store holds.
     """
 
     open: Callable[[], Coordination]
@@ -51,7 +51,7 @@ class CoordinationBench:
 HELLO = Function("hello")
 
 TTL = 30.0
-"""Seconds; longer than any test takes."""
+"""Seconds for which leases and reports last: longer than any test takes."""
 
 UP = SharedStatus(ReplicaStatus(1, 1))
 
@@ -73,34 +73,35 @@ COORDINATION_NAMES = tuple(
         ("workers",),
     )
 )
-"""Names that a function can have, with every character that is allowed. None is another's."""
+"""Names that functions can have, with every character that is allowed; all of different functions."""
 
 
-def _held(store: Coordination, function: Function = HELLO, ttl: float = TTL) -> Lease:
+def _acquire(store: Coordination, function: Function = HELLO, ttl: float = TTL) -> Lease:
     lease = store.acquire(function, "worker", ttl)
     assert lease is not None, "the lease is not free"
     return lease
 
 
-def _tell(store: Coordination, known: SharedStatus, function: Function = HELLO) -> None:
-    lease = _held(store, function)
-    assert store.publish(lease, known)
+def _publish(store: Coordination, shared: SharedStatus, function: Function = HELLO) -> None:
+    lease = _acquire(store, function)
+    assert store.publish(lease, shared)
     store.release(lease)
 
 
-def _told(store: Coordination, function: Function = HELLO) -> SharedStatus:
-    known = store.known(function)
-    assert known is not None, "nothing is known"
-    return known
+def _shared_status(store: Coordination, function: Function = HELLO) -> SharedStatus:
+    shared = store.known(function)
+    assert shared is not None, "there is no shared status"
+    return shared
 
 
 def _in_child(work: Callable[[], object]) -> int:
-    """Run ``work`` in a forked process; its id. It exits with 0 unless ``work`` raises or tells ``False``.
+    """Run ``work`` in a forked process and return its id.
 
-    After a minute it ends by SIGALRM (-14): a lock that was held at the fork would hold it for ever.
+    It exits with 0 unless ``work`` raises or returns ``False``. SIGALRM ends it after a
+    minute: a lock that was held at the fork would block it for ever.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of a fork among threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of a fork with threads
         pid = os.fork()
     if pid == 0:
         signal.alarm(60)
@@ -117,7 +118,7 @@ def _exit_code(pid: int) -> int:
 
 
 def _in_threads(count: int, work: Callable[[], object]) -> None:
-    """Run ``work`` in many threads at once; no error may come of it."""
+    """Run ``work`` in ``count`` threads at once, and fail if it raises in any of them."""
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -135,8 +136,8 @@ def _in_threads(count: int, work: Callable[[], object]) -> None:
 
 
 def _use_all(store: Coordination) -> None:
-    """Every method once."""
-    lease = _held(store, Function(f"used-{os.getpid()}-{threading.get_ident()}"))
+    """Call every method once."""
+    lease = _acquire(store, Function(f"used-{os.getpid()}-{threading.get_ident()}"))
     with store.changes(lease.function) as changes:
         assert store.renew(lease, TTL)
         assert store.publish(lease, UP)
@@ -153,12 +154,12 @@ def _open_files() -> int:
 
 
 class CoordinationContract:
-    """The tests. A subclass gives the fixture ``bench``, with a store that is empty at every test."""
+    """The tests. A subclass defines the fixture ``bench``, with a store that is empty when a test begins."""
 
     # Leases
 
     def test_a_lease_is_held_by_one_only(self, bench: CoordinationBench) -> None:
-        """Whoever asks meanwhile is refused: another worker, and its own as well."""
+        """All others that ask are refused, also its own holder."""
         store, other = bench.open(), bench.open()
         assert store.acquire(HELLO, "a", TTL) is not None
         assert other.acquire(HELLO, "b", TTL) is None
@@ -172,16 +173,16 @@ class CoordinationContract:
         assert len([lease for lease in leases if lease is not None]) == 1
 
     def test_of_many_processes_that_ask_at_once_one_gets_it(self, bench: CoordinationBench) -> None:
-        """Round after round."""
+        """From processes, for twenty functions in turn."""
         if not bench.shared:
             return
         store, count = bench.open(), 20
         functions = [Function(f"f{number}") for number in range(count)]
-        begin = time.monotonic() + 0.2
+        start_at = time.monotonic() + 0.2
         read, write = os.pipe()
 
         def ask() -> None:
-            time.sleep(max(0.0, begin - time.monotonic()))
+            time.sleep(max(0.0, start_at - time.monotonic()))
             for function in functions:
                 if store.acquire(function, "a", TTL) is not None:
                     os.write(write, b"x")
@@ -193,7 +194,7 @@ class CoordinationContract:
             assert len(taken.read()) == count
 
     def test_a_lease_tells_whose_it_is(self, bench: CoordinationBench) -> None:
-        """The function, the worker, and a token that grows with every lease."""
+        """It names the function and the worker, and has a token that grows with every lease."""
         store, other = bench.open(), bench.open()
         tokens = []
         for each in (store, other, store, other):
@@ -205,26 +206,26 @@ class CoordinationContract:
         assert tokens == sorted(set(tokens))
 
     def test_a_released_lease_is_free_at_once(self, bench: CoordinationBench) -> None:
-        """And what its holder does late changes nothing."""
+        """What its former holder does late changes nothing."""
         store, other = bench.open(), bench.open()
-        late = _held(store)
+        late = _acquire(store)
         store.release(late)
-        held = _held(other)
+        held = _acquire(other)
         self._must_be_powerless(store, late, held)
 
     def test_a_lease_lapses(self, bench: CoordinationBench) -> None:
-        """So that a leader which died is replaced."""
+        """Then another worker gets it, so that a leader that died is replaced."""
         store, other = bench.open(), bench.open()
-        late = _held(store, ttl=0.2)
+        late = _acquire(store, ttl=0.2)
         bench.pass_time(0.3)
-        held = _held(other)
+        held = _acquire(other)
         assert held.token > late.token
         self._must_be_powerless(store, late, held)
 
     def test_a_lapsed_lease_is_over_though_nobody_else_took_it(self, bench: CoordinationBench) -> None:
-        """It can neither be renewed nor publish."""
+        """It can neither be renewed nor used to publish."""
         store = bench.open()
-        late = _held(store, ttl=0.2)
+        late = _acquire(store, ttl=0.2)
         bench.pass_time(0.3)
         assert not store.renew(late, TTL)
         assert not store.publish(late, UP)
@@ -233,9 +234,9 @@ class CoordinationContract:
         assert store.acquire(HELLO, "b", TTL) is not None
 
     def test_a_renewed_lease_stays(self, bench: CoordinationBench) -> None:
-        """For the whole time, from then on."""
+        """The new time counts from the renewal."""
         store, other = bench.open(), bench.open()
-        lease = _held(store, ttl=0.5)
+        lease = _acquire(store, ttl=0.5)
         assert store.renew(lease, TTL)
         bench.pass_time(0.7)
         assert other.acquire(HELLO, "b", TTL) is None
@@ -249,28 +250,28 @@ class CoordinationContract:
         assert not store.publish(late, UP)
         store.release(late)
         assert store.known(held.function) is None
-        assert store.renew(held, TTL), "what another one holds was taken away"
+        assert store.renew(held, TTL), "the lease of another holder was taken away"
 
     def test_functions_do_not_touch_each_other(self, bench: CoordinationBench) -> None:
-        """Whatever their names are made of."""
+        """Whatever characters their names have."""
         store = bench.open()
-        leases = [_held(store, function) for function in COORDINATION_NAMES]
+        leases = [_acquire(store, function) for function in COORDINATION_NAMES]
         for number, lease in enumerate(leases):
             assert store.publish(lease, SharedStatus(ReplicaStatus(number, 0)))
         for number, function in enumerate(COORDINATION_NAMES):
-            assert _told(store, function).status == ReplicaStatus(number, 0)
+            assert _shared_status(store, function).status == ReplicaStatus(number, 0)
         store.release(leases[0])
         assert all(store.renew(lease, TTL) for lease in leases[1:])
 
     def test_a_killed_leader_is_replaced(self, bench: CoordinationBench) -> None:
-        """When its lease lapses, and not before."""
+        """When its lease expires, and not before."""
         if not bench.shared:
             return
         store = bench.open()
         read, write = os.pipe()
 
         def lead() -> None:
-            _held(store, ttl=1.0)
+            _acquire(store, ttl=1.0)
             os.write(write, b"x")
             time.sleep(60.0)
 
@@ -284,17 +285,17 @@ class CoordinationContract:
         bench.pass_time(1.1)
         assert store.acquire(HELLO, "b", TTL) is not None
 
-    # What is known
+    # The shared status
 
     def test_at_first_nothing_is_known(self, bench: CoordinationBench) -> None:
-        """Nor does a lease tell anything."""
+        """A lease alone is no shared status."""
         store = bench.open()
         assert store.known(HELLO) is None
-        _held(store)
+        _acquire(store)
         assert store.known(HELLO) is None
 
     def test_all_of_a_status_is_kept(self, bench: CoordinationBench) -> None:
-        """Every field, also of a provider's own mappings, and after the lease has ended."""
+        """Every field is kept after the lease has ended, also from mappings other than ``dict``."""
         status = ReplicaStatus(
             replicas=3,
             available_replicas=2,
@@ -305,48 +306,48 @@ class CoordinationContract:
             endpoint="http://[::1]:8080/x?y",
             failure="it's broken",
         )
-        _tell(bench.open(), SharedStatus(status))
-        assert _told(bench.open()).status == status
+        _publish(bench.open(), SharedStatus(status))
+        assert _shared_status(bench.open()).status == status
 
     def test_defaults_are_kept(self, bench: CoordinationBench) -> None:
-        """No limit, no endpoint, no failure."""
-        _tell(bench.open(), SharedStatus(ReplicaStatus(0, 0)))
-        told = _told(bench.open())
-        assert replace(told, age=0.0) == SharedStatus(ReplicaStatus(0, 0))
+        """Without a limit, an endpoint or a failure."""
+        _publish(bench.open(), SharedStatus(ReplicaStatus(0, 0)))
+        shared = _shared_status(bench.open())
+        assert replace(shared, age=0.0) == SharedStatus(ReplicaStatus(0, 0))
 
     def test_that_a_function_is_unknown_is_kept(self, bench: CoordinationBench) -> None:
-        """Which is more than to know nothing."""
-        _tell(bench.open(), SharedStatus(None))
-        assert _told(bench.open()).status is None
+        """It differs from no shared status at all."""
+        _publish(bench.open(), SharedStatus(None))
+        assert _shared_status(bench.open()).status is None
 
     def test_what_is_told_last_counts(self, bench: CoordinationBench) -> None:
-        """All of it is replaced."""
+        """It replaces every field."""
         store = bench.open()
-        _tell(
+        _publish(
             store,
             SharedStatus(ReplicaStatus(1, 0), 5.0, Failure(1, "1.5", "broken", 60.0), Start("s"), name="1"),
         )
-        _tell(bench.open(), SharedStatus(ReplicaStatus(2, 1), name="2"))
-        told = _told(store)
-        assert told.age < 5.0
-        assert replace(told, age=0.0) == SharedStatus(ReplicaStatus(2, 1), name="2")
+        _publish(bench.open(), SharedStatus(ReplicaStatus(2, 1), name="2"))
+        shared = _shared_status(store)
+        assert shared.age < 5.0
+        assert replace(shared, age=0.0) == SharedStatus(ReplicaStatus(2, 1), name="2")
 
     def test_what_time_changes_goes_on(self, bench: CoordinationBench) -> None:
-        """From what it was told with, whoever asks: ages grow, and a rest counts down, below zero at last."""
+        """For whoever asks, ages grow, and the time until a back-off ends shrinks and becomes negative."""
         failure = Failure(3, "17.25", "it's broken", 1.0)
         start, trouble = Start("host:1/2", 20.0), ProviderFault(30.0, final=True)
-        told = SharedStatus(ReplicaStatus(0, 0), 10.0, failure, start, trouble, "host:1/2.3")
-        _tell(bench.open(), told)
-        self._must_be_older(told, _told(bench.open()), 0.0)
+        published = SharedStatus(ReplicaStatus(0, 0), 10.0, failure, start, trouble, "host:1/2.3")
+        _publish(bench.open(), published)
+        self._must_be_older(published, _shared_status(bench.open()), 0.0)
         bench.pass_time(1.5)
-        self._must_be_older(told, _told(bench.open()), 1.5)
+        self._must_be_older(published, _shared_status(bench.open()), 1.5)
 
     @staticmethod
-    def _must_be_older(told: SharedStatus, known: SharedStatus, seconds: float) -> None:
-        """By as much; a second more may have passed between."""
-        passed = known.age - told.age
+    def _must_be_older(published: SharedStatus, known: SharedStatus, seconds: float) -> None:
+        """All of it must be older by as many seconds, or by up to one more that has passed meanwhile."""
+        passed = known.age - published.age
         assert seconds - 0.01 <= passed < seconds + 1.0
-        expected = told.after(passed)
+        expected = published.after(passed)
         for part, field in (("failure", "left"), ("start", "age"), ("trouble", "age")):
             times = [getattr(getattr(each, part), field) for each in (known, expected)]
             assert abs(times[0] - times[1]) < 0.01
@@ -357,7 +358,7 @@ class CoordinationContract:
     # Workers
 
     def test_at_first_there_are_no_workers(self, bench: CoordinationBench) -> None:
-        """And one that is not there may leave."""
+        """A worker that has not reported may leave."""
         store = bench.open()
         assert list(store.workers()) == []
         store.leave("nobody")
@@ -376,7 +377,7 @@ class CoordinationContract:
         assert list(store.workers()) == [b]
 
     def test_a_worker_that_says_no_more_is_gone(self, bench: CoordinationBench) -> None:
-        """Each for itself."""
+        """Its last report expires, and that of no other worker."""
         store = bench.open()
         store.report(WorkerReport("a"), 0.2)
         store.report(WorkerReport("b"), TTL)
@@ -388,9 +389,9 @@ class CoordinationContract:
     # Changes
 
     def test_a_change_between_subscription_and_wait_is_not_missed(self, bench: CoordinationBench) -> None:
-        """Neither of what is known nor of the lease, each time."""
+        """Neither a publication nor the release of the lease is, again and again."""
         store, other = bench.open(), bench.open()
-        lease = _held(other)
+        lease = _acquire(other)
         with store.changes(HELLO) as changes:
             other.publish(lease, UP)
             assert changes.wait(TTL)
@@ -400,24 +401,24 @@ class CoordinationContract:
             assert changes.wait(TTL)
 
     def test_a_wait_without_a_change_ends_on_time(self, bench: CoordinationBench) -> None:
-        """Not much earlier, and not much later; other functions' changes are none."""
+        """Neither much earlier nor much later; changes of other functions do not end it."""
         store = bench.open()
         with store.changes(HELLO) as changes:
             self._calm(changes.wait)
-            _tell(bench.open(), UP, Function("other"))
-            begun = time.monotonic()
+            _publish(bench.open(), UP, Function("other"))
+            started_at = time.monotonic()
             assert not changes.wait(0.3)
-            assert 0.25 <= time.monotonic() - begun <= 0.3 + bench.patience
+            assert 0.25 <= time.monotonic() - started_at <= 0.3 + bench.patience
 
     def test_a_change_is_noticed_soon(self, bench: CoordinationBench) -> None:
-        """By threads of this process, and from another one if they meet."""
+        """From another thread, or from another process if processes share the store."""
         store, other = bench.open(), bench.open()
         delays: list[float] = []
         read, write = os.pipe()
         rounds = 21
 
         def publish() -> None:
-            lease = _held(other)
+            lease = _acquire(other)
             for number in range(rounds):
                 time.sleep(0.03)
                 os.write(write, f"{time.monotonic()}\n".encode())
@@ -432,7 +433,7 @@ class CoordinationContract:
                 while len(delays) < rounds:
                     changes.wait(TTL)
                     known, noticed = store.known(HELLO), time.monotonic()
-                    # On a busy machine one may be overtaken by the next before it is noticed.
+                    # On a busy machine the next change may come before one is noticed.
                     while known is not None and known.status and len(delays) <= known.status.replicas:
                         delays.append(noticed - float(published.readline()))
         os.close(write)
@@ -442,14 +443,14 @@ class CoordinationContract:
 
     @staticmethod
     def _calm(wait: Callable[[float], bool]) -> None:
-        """A subscription may say once more that something has changed."""
+        """Wait until the subscription reports no more changes: it may do so without one."""
         while wait(0.1):
             pass
 
     # Use
 
     def test_it_leaves_no_files_and_threads(self, bench: CoordinationBench) -> None:
-        """However often it is used."""
+        """Its use leaves no more of them, however often it is used."""
         store = bench.open()
         _use_all(store)
         files, threads = _open_files(), threading.active_count()
@@ -458,9 +459,9 @@ class CoordinationContract:
         assert (_open_files(), threading.active_count()) == (files, threads)
 
     def test_it_is_safe_for_threads(self, bench: CoordinationBench) -> None:
-        """A counter that the leader alone reads and writes misses nothing."""
+        """A counter that only leaders read and write misses no increment."""
         store, rounds = bench.open(), 10
-        _tell(store, SharedStatus(ReplicaStatus(0, 0)))
+        _publish(store, SharedStatus(ReplicaStatus(0, 0)))
 
         def count() -> None:
             done = 0
@@ -470,17 +471,17 @@ class CoordinationContract:
                     if lease is None:
                         changes.wait(0.05)
                         continue
-                    status = _told(store).status
+                    status = _shared_status(store).status
                     assert status is not None
                     assert store.publish(lease, SharedStatus(ReplicaStatus(status.replicas + 1, 0)))
                     store.release(lease)
                     done += 1
 
         _in_threads(8, count)
-        assert _told(store).status == ReplicaStatus(8 * rounds, 0)
+        assert _shared_status(store).status == ReplicaStatus(8 * rounds, 0)
 
     def test_it_is_safe_after_a_fork(self, bench: CoordinationBench) -> None:
-        """While other threads of the parent use it; and neither process loses what the other writes."""
+        """While other threads of the parent use it; neither process loses what the other writes."""
         store, stop = bench.open(), threading.Event()
         _use_all(store)
 
@@ -491,7 +492,7 @@ class CoordinationContract:
 
         def use() -> None:
             _use_all(store)
-            _tell(store, UP)
+            _publish(store, UP)
 
         thread = threading.Thread(target=disturb)
         thread.start()
@@ -501,11 +502,11 @@ class CoordinationContract:
             stop.set()
             thread.join()
         if bench.shared:
-            assert _told(store).status == UP.status
+            assert _shared_status(store).status == UP.status
         _use_all(store)
 
     def test_a_child_outlives_its_parent(self, bench: CoordinationBench) -> None:
-        """And still meets the others there: a server that goes into the background is such a child."""
+        """It still shares the store with others: a server that goes into the background is such a child."""
         if not bench.shared:
             return
         store = bench.open()
@@ -517,7 +518,7 @@ class CoordinationContract:
             deadline = time.monotonic() + 30.0
             while store.known(Function("go")) is None and time.monotonic() < deadline:
                 time.sleep(0.01)
-            _tell(store, UP)
+            _publish(store, UP)
             os._exit(0)
 
         def parent() -> None:
@@ -530,31 +531,31 @@ class CoordinationContract:
         with os.fdopen(read, "rb") as pipe:
             assert pipe.read(1) == b"x"
             assert _exit_code(_in_child(lambda: _use_all(bench.open()))) == 0
-            _tell(store, UP, Function("go"))
+            _publish(store, UP, Function("go"))
             assert pipe.read() == b""  # the child has ended
-        assert _told(store).status == UP.status
+        assert _shared_status(store).status == UP.status
 
     def test_invented_names_do_not_fill_it(self, bench: CoordinationBench) -> None:
-        """What is known of a missing function is forgotten soon; a lease that was given back, at once."""
+        """The status of a missing function is forgotten soon, and a released lease at once."""
         if bench.size is None:
             return
         store = bench.open()
         for number in range(300):
             function = Function(f"invented-{number}")
-            lease = _held(store, function)
+            lease = _acquire(store, function)
             store.publish(lease, SharedStatus(None))
             store.release(lease)
         assert bench.size() <= 300
-        failed = Function("failed")  # that is no invented one
-        _tell(store, SharedStatus(None, failure=Failure(6, "a", "exited", 60.0)), failed)
+        failed = Function("failed")  # a status with a failure is kept
+        _publish(store, SharedStatus(None, failure=Failure(6, "a", "exited", 60.0)), failed)
         bench.pass_time(12.0)
-        _tell(store, UP)
+        _publish(store, UP)
         assert bench.size() <= 3
         assert store.known(Function("invented-0")) is None
-        assert _told(store, failed).failure is not None
+        assert _shared_status(store, failed).failure is not None
 
     def test_a_store_that_cannot_be_used_says_so(self, bench: CoordinationBench) -> None:
-        """At every call, in time, and in one way."""
+        """Every call raises ``CoordinationError`` in time."""
         if bench.down is None:
             return
         store = bench.down
@@ -570,11 +571,11 @@ class CoordinationContract:
             lambda: store.leave("a"),
             lambda: store.workers(),
         ):
-            begun = time.monotonic()
+            started_at = time.monotonic()
             try:
                 use()
             except CoordinationError:
-                assert time.monotonic() - begun <= bench.patience, "the error took too long"
+                assert time.monotonic() - started_at <= bench.patience, "the error took too long"
             else:
                 raise AssertionError("no CoordinationError was raised")
 

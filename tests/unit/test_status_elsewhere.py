@@ -153,6 +153,6 @@ def test_invented_names_leave_nothing_in_the_store() -> None:
     for number in range(200):
         assert state(workers.second, f"invented-{number}") == "unknown"
     memory = workers.store._memory.get()
-    assert (memory.leases, memory.known, memory.rows, memory.waiting) == ({}, {}, {}, {})
+    assert (memory.leases, memory.known, memory.reports, memory.subscriptions) == ({}, {}, {}, {})
     new = {thread.name for thread in set(threading.enumerate()) - threads}
     assert new <= {"scalezero-heartbeat"}  # which reports that somebody asks here

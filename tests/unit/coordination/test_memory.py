@@ -25,7 +25,7 @@ class TestContract(CoordinationContract):
 
 def size(store: MemoryCoordination) -> int:
     memory = store._memory.get()
-    return len(memory.leases) + len(memory.known) + len(memory.waiting)
+    return len(memory.leases) + len(memory.known) + len(memory.subscriptions)
 
 
 def test_rows_of_workers_that_are_gone_are_forgotten() -> None:
@@ -34,7 +34,7 @@ def test_rows_of_workers_that_are_gone_are_forgotten() -> None:
     for number in range(100):
         store.report(WorkerReport(f"worker-{number}"), 3.0)
         clock.advance(1.0)
-    assert len(store._memory.get().rows) <= 4
+    assert len(store._memory.get().reports) <= 4
 
 
 def test_a_child_has_a_memory_of_its_own() -> None:

@@ -338,7 +338,7 @@ class TestFollowing:
             with pytest.raises(NotAvailable) as caught:
                 bench.run_once(until=1.0)
         assert caught.value.waited == pytest.approx(1.0, abs=2 * LOOK_EVERY)
-        assert not bench.memory._memory.get().waiting
+        assert not bench.memory._memory.get().subscriptions
 
     def test_the_time_that_the_look_takes_counts(self, bench: Bench) -> None:
         with bench.led_by_another() as other:
