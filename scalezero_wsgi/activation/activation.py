@@ -2,12 +2,13 @@
 
 ::
 
-              a count above 0          available
-    QUERYING ─────────────────▶ STARTING ──────▶ READY
-       │  ▲                       ▲   │
-       │ 0│ replicas   above 0    │   │ 0 again, after a pause
-       ▼  │                       │   ▼
-     REQUESTED ───────────────────┴─ (request)          any of the three ──▶ FAILED: the provider says why
+    QUERYING ◀──0── FOUND          FOUND: somebody else's start, or an end that is under way
+        │ ───above 0──▶
+        │ 0: request
+        ▼
+    REQUESTED ──above 0──▶ STARTING ──0: request, after a pause──▶ REQUESTED
+
+    from each of the four: a replica is available ──▶ READY; the provider says why there is none ──▶ FAILED
 
 A function at zero is requested at once; again only when the request was not shown for ``SETTLE`` seconds, or
 when the function has ended, and then with growing pauses.
@@ -50,25 +51,26 @@ LEADER_SILENT = 2 * WATCH + 1.0
 class Phase(Enum):
     """Where an activation stands."""
 
-    QUERYING = "no answer yet, or none but 'available'"
+    QUERYING = "nothing was requested, and the provider shows no replica"
+    FOUND = "nothing was requested, and the provider shows replicas, none of them available"
     REQUESTED = "scaled up from zero, of which the provider has shown nothing yet"
-    STARTING = "the provider shows replicas, and none is available"
+    STARTING = "the provider shows the replicas that were requested, none of them available"
     READY = "a replica is available"
     FAILED = "the provider says why there will be none"
 
 
 def next_phase(phase: Phase, status: ReplicaStatus, available: bool) -> Phase:
     """Return the phase after an answer of the provider."""
-    match phase, available, status:
-        case _, True, _:
-            return Phase.READY
-        case (Phase.QUERYING, _, ReplicaStatus(replicas=0)):
-            return Phase.QUERYING  # a failure at zero is left from before, and does not stand against a start
-        case _, _, ReplicaStatus(failure=str()):
-            return Phase.FAILED
-        case _, _, ReplicaStatus(replicas=0):
-            return phase
-    return Phase.STARTING
+    requested = phase in (Phase.REQUESTED, Phase.STARTING)
+    if available:
+        return Phase.READY
+    if status.replicas == 0 and not requested:
+        return Phase.QUERYING  # a failure is one from before, and does not stand against a new start
+    if status.failure is not None:
+        return Phase.FAILED
+    if status.replicas == 0:
+        return phase
+    return Phase.STARTING if requested else Phase.FOUND
 
 
 class _Retries:
@@ -222,14 +224,18 @@ class Activation(Refresh):
             return
         # Left from before: it does not stand against a new start, but for one that came too soon.
         noted = self._state.note_end(reason, now)
-        self._publish(meta)
-        if noted:
-            self._rest()
+        try:
+            if noted:
+                self._rest()
+        finally:
+            self._publish(meta)
 
     def _fail(self, reason: str, meta: FunctionMeta) -> None:
         self._state.fail_start(reason, self._clock())
-        self._publish(meta)
-        self._rest()
+        try:
+            self._rest()  # first: to publish may take as long as the rest
+        finally:
+            self._publish(meta)
 
     def _rest(self) -> None:
         try:

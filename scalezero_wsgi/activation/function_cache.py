@@ -85,7 +85,8 @@ class FunctionCache:
 
     def peek(self, function: Function) -> FunctionState | None:
         """Return what is remembered of the function, if there is anything."""
-        return self.find_state(function) or self._unconfirmed.get(function)
+        # Looked up twice: the provider may confirm it between the first look and the second.
+        return self.find_state(function) or self._unconfirmed.get(function) or self.find_state(function)
 
     def state(self, function: Function) -> FunctionState:
         """Return what is remembered of the function; it is made if there is nothing."""
@@ -153,7 +154,7 @@ class FunctionCache:
             if state.meta is None or state.meta.last_refresh <= asked_at:
                 state.meta = meta
             state.missing_at = float("-inf")
-            self._known.set(function, state)  # before it leaves the others, for peek() takes no lock
+            self._known.set(function, state)
             self._unconfirmed.pop(function)
         return meta
 
@@ -174,8 +175,8 @@ class FunctionCache:
             an answer that is newer.
         """
         found_at = self.clock() if found_at is None else found_at
-        state = self.state(function)
         with self._lock.get():
+            state = self.peek(function) or FunctionState(function)
             if state.meta is None or state.meta.last_refresh <= found_at:
                 state.meta, state.missing_at = None, found_at
                 self._unconfirmed.set(function, state)

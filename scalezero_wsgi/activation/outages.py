@@ -5,9 +5,11 @@ Meanwhile a function that was last seen up goes on being served: *stale if error
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 from .._lib.backoff import backoff_step
+from .._lib.per_process import PerProcess
 from ..events import OutageBegan, OutageEnded, Reporter
 from ..model import ProviderError, ProviderSilent
 from .state import FunctionState, Outage
@@ -42,6 +44,8 @@ class Outages:
         self._clock = clock
         self._report = report
         self._jitter = jitter
+        # Looked up late: gevent may replace threading.Lock after this line has run.
+        self._lock = PerProcess(lambda: threading.Lock())
 
     def error(self, state: FunctionState) -> ProviderError | None:
         """Return what the provider failed with last; ``None``: it answers, or it was not asked for long."""
@@ -69,19 +73,25 @@ class Outages:
         retry_at = now + self.pause(state) * (0.75 + self._jitter() / 2)
         silent = isinstance(error, ProviderSilent)
         error = ProviderError(str(error))  # without a traceback, which would keep what a request holds
-        known = self._current(state)
-        if known is None:
-            state.outage = Outage(error, now, now, 1, retry_at, silent)
-        else:
-            failures = known.failures + 1
-            state.outage = Outage(error, known.since, now, failures, retry_at, silent, served=known.served)
+        with self._lock.get():
+            known = self._current(state)
+            if known is None:
+                state.outage = Outage(error, now, now, 1, retry_at, silent)
+            else:
+                since, failures, served = known.since, known.failures + 1, known.served
+                state.outage = Outage(error, since, now, failures, retry_at, silent, served=served)
 
     def serve(self, state: FunctionState) -> None:
         """Note that the function is served although its provider fails, as was noted."""
         outage = self._current(state)
-        if outage is not None and not outage.served:
+        if outage is None or outage.served:
+            return
+        with self._lock.get():
+            outage = self._current(state)
+            if outage is None or outage.served:
+                return
             state.outage = outage._replace(served=True)
-            self._report(OutageBegan(state.function, outage.error))
+        self._report(OutageBegan(state.function, outage.error))
 
     def answered(self, state: FunctionState, asked_at: float) -> None:
         """Note an answer to a question from that moment.

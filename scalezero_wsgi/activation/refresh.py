@@ -117,6 +117,7 @@ class Refresh:
         :raises FunctionNotFound: the provider does not know the function.
         :raises ProviderError: the call failed, whatever was raised.
         """
+        self._state = self._context.cache.peek(self._function) or self._state
         watching, asked_at = self._context.watching, self._clock()
         try:
             if seen is None or watching is None:
@@ -182,6 +183,7 @@ class Refresh:
         :raises FunctionNotFound: the provider does not know the function.
         """
         cache, now = self._context.cache, self._clock()
+        self._state = cache.peek(self._function) or self._state
         self._state.apply(shared, now)
         if shared.durations and shared.durations != self._state.durations:
             cache.set_durations(self._state, shared.durations)

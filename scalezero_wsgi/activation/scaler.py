@@ -248,7 +248,8 @@ class FunctionScaler:
         flight = self._join_refresh(function)
         if flight is not None and not flight.wait(flight.started_at + timeout - self._clock()):
             return ProviderSilent("the provider does not answer")
-        return self._outages.error(self._cache.state(function))
+        state = self._cache.peek(function)
+        return None if state is None else self._outages.error(state)
 
     def _join_refresh(self, function: Function) -> Flight[None] | None:
         state = self._cache.peek(function)

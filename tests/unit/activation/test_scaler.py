@@ -305,6 +305,13 @@ class TestFailedStarts:
             bench.scaler.ensure_available(HELLO, bench.clock() + 10)
         assert len(provider.queries) == asked
 
+    def test_what_ends_while_it_is_asked_about_is_started_whatever_it_ended_with(self) -> None:
+        """A container that is being stopped, and exits with a status that is not 0."""
+        ended = replace(ZERO, failure="exited with status 1")
+        provider = ScriptedProvider(STARTING, ended, UP)
+        assert Bench(provider).wake().available
+        assert len(provider.sets) == 1
+
     def test_one_start_for_each_step_of_the_back_off_which_doubles(self) -> None:
         provider = ScriptedProvider(lambda: self.CRASHED)
         bench = Bench(provider)
