@@ -42,7 +42,7 @@ UNWANTED_PAUSE = 3.0
 """Seconds between two queries while nobody waits."""
 
 SLICE = 0.25
-"""Seconds after which one who comes in that pause is noticed."""
+"""Seconds within which a request that arrives during that pause is noticed."""
 
 LEADER_SILENT = 2 * WATCH + 1.0
 """Seconds after which a leader that has published nothing counts as one whose provider does not answer."""
@@ -94,7 +94,7 @@ class _Retries:
 class Activation(Refresh):
     """What a flight does as a leader and as a follower. Of one flight and its thread.
 
-    :param since: take no answer to a question asked before that moment.
+    :param since: ignore answers to queries made before that moment.
     :param usual: returns how long the function's starts take, in seconds; empty if that is not known.
     :param ends_at: returns the monotonic seconds after which the flight is of use to nobody.
     """
@@ -123,7 +123,7 @@ class Activation(Refresh):
         :param flight: whose ``trouble`` and ``starting`` are set, and where it is seen whether anybody waits.
         :raises ScaleZeroError: there will be none.
         """
-        # Whoever decided to join before the last flight ended starts this one after it: look again.
+        # The caller may have decided before the last flight ended, whose result may do already.
         meta, cache = self._state.meta, self._context.cache
         if meta is not None and meta.available and cache.freshness(meta) is Freshness.FRESH:
             if meta.last_refresh >= self._since:
@@ -192,7 +192,7 @@ class Activation(Refresh):
         self._wanted_elsewhere = False
         seen: ReplicaStatus | None = None
         while True:
-            # While nobody waits queries are rare: the start has probably ended halfway between two.
+            # Queries are rare while nobody waits: take the middle of the last pause for the end.
             started_at = self._started_at + self._unwanted_for / 2 if self._was_unavailable else None
             try:
                 meta = self._query(seen, self._scaling.error, started_at)
@@ -210,7 +210,7 @@ class Activation(Refresh):
             if meta.status.failure is not None:
                 self._note_failure(meta)
             if meta.status.replicas == 0 and self._may_request():
-                seen = None  # reset the baseline: a start may fail within a moment, as if nothing had changed
+                seen = None  # reset the baseline: a start may fail so fast that nothing seems to have changed
                 self._request(meta)
             else:
                 changed, seen = meta.status != seen, meta.status
@@ -280,7 +280,7 @@ class Activation(Refresh):
         self._requests += 1
         state.begin_start(self._requested_at)
         self._publish(meta)
-        if again or leadership.replaced:  # it was reported when it was requested first, or by who leads now
+        if again or leadership.replaced:  # reported already: at the first request, or by the new leader
             logger.debug("%s: requested again", self._function)
         else:
             self._context.report(ScaleRequested(self._function, meta.status.replicas, replicas))

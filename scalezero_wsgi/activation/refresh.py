@@ -178,7 +178,7 @@ class Refresh:
         """Cache what another worker published.
 
         :param is_update: whether it was published while this worker waited for it.
-        :param since: take no answer to a question asked before that moment.
+        :param since: ignore answers to queries made before that moment.
         :return: the entry made of it, if it counts as an answer: it is fresh, or an update.
         :raises FunctionNotFound: the provider does not know the function.
         """

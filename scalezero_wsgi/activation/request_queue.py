@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 GRACE = 0.1
-"""Seconds in which a function of which nothing is known may prove to be available, before its client gets the
-page, a 202 or, where all slots are taken, a refusal."""
+"""Seconds given to an unknown function to prove available, before its client gets the page, a 202 or, when no
+slot is free, a refusal."""
 
 NOTICE = 0.02
 """Seconds in which a request without a slot notices that its function has to start."""
@@ -57,9 +57,9 @@ class Caller(NamedTuple):
 
     :ivar arrived: monotonic seconds at which it came.
     :ivar wish: what its client would rather have than wait longer: ``"page"`` or ``"respond-async"``.
-    :ivar patience: seconds after which it wants that, or an error.
+    :ivar patience: seconds it will wait before it gets ``wish``, or an error.
     :ivar check: raises if the request is to wait no longer: its client has disconnected, or the worker stops.
-    :ivar slots: how many requests may wait in this process, unless a setting says it.
+    :ivar slots: how many requests may wait in this process, if ``max_waiting`` is not set.
     """
 
     arrived: float
@@ -134,7 +134,7 @@ class RequestQueue:
         return meta
 
     def only_if_warm(self, function: Function) -> FunctionMeta:
-        """Return the same for a request that activates nothing, once the provider has told.
+        """Like :meth:`warm`, for a request that activates nothing: wait briefly for the provider's answer.
 
         :raises ScaleZeroError: the function is not served to it.
         """
@@ -154,7 +154,7 @@ class RequestQueue:
     def hold(self, function: Function, caller: Caller, since: float = -math.inf) -> FunctionMeta:
         """Block until the function is available.
 
-        :param since: take no answer of the provider from before that moment.
+        :param since: ignore answers to queries made before that moment.
         :raises TooManyWaiting: there is no slot in which to wait.
         :raises StillStarting: the client would rather have an answer than wait longer.
         :raises ClientGone: the client has disconnected.
@@ -182,14 +182,14 @@ class RequestQueue:
     def _instead_of_waiting(
         self, function: Function, caller: Caller, error: ScaleZeroError
     ) -> NotAvailable | None:
-        """Return what a client gets whose patience was at an end; ``None``: the error that ended the wait."""
+        """Return the answer for a client whose patience ran out; ``None``: raise the original error."""
         max_wait = self.max_wait(function)
         shortened = caller.wish != "page" and caller.patience < max_wait
         if caller.wish == "respond-async" or (caller.wish == "page" and caller.patience <= max_wait):
             return self._still_starting(function, caller, shortened)
         if not shortened:
             return None
-        # Its patience was at an end, which does not make the provider a failure.
+        # Its patience ran out: do not report the provider as failing.
         left = error.retry_after if isinstance(error, NotAvailable) else self._scaler.time_left(function)
         return NotAvailable(function, self._clock() - caller.arrived, left, shortened)
 
@@ -206,7 +206,7 @@ class RequestQueue:
                 wait=lambda flight: self._wait(function, caller, flight),
             )
         except ProviderError as error:
-            if not isinstance(error, ProviderSilent):  # whoever waits for less than a second meets silence
+            if not isinstance(error, ProviderSilent):  # a wait of under a second always looks like silence
                 self._scaler.provider_failed(function, error)
             stale = self._scaler.stale_if_error(function, since)
             if stale is None:
@@ -221,7 +221,7 @@ class RequestQueue:
         joined_at = self._clock()
 
         def wants_to_wait() -> bool:
-            if flight.landed():  # our turn to be woken comes
+            if flight.landed():  # we are about to be woken
                 return True
             deadline = self._deadline(function, caller)
             if self._clock() >= deadline:
@@ -284,7 +284,7 @@ class RequestQueue:
     ) -> ProviderError | None:
         """Wait until the provider has told whether the function is up, but not for a start.
 
-        :param asked_after: an answer to a question from before that moment does not do.
+        :param asked_after: ignore answers to queries made before that moment.
         :return: what the matter is with the provider, if it does not tell.
         """
         while True:
@@ -341,8 +341,7 @@ class RequestQueue:
         """Give each request that waited for a start a moment of its own.
 
         :param rate: requests in a second.
-        :raises NotAvailable: there is none left before the deadline; said at once, for nothing comes of
-            waiting.
+        :raises NotAvailable: no turn is left before the deadline; raised at once.
         """
         state, now = meta.state, self._clock()
         deadline = max(now, self._deadline(meta.function, caller))

@@ -129,7 +129,7 @@ class FunctionScaler:
         """Block until the function has a replica, waking it when it is at zero.
 
         :param deadline: monotonic seconds up to which the caller waits.
-        :param since: take no answer to a question asked before that moment.
+        :param since: ignore answers to queries made before that moment.
         :param wait: how the caller waits for a flight to end: ``False`` when it would not wait longer. By
             default until the deadline.
         :raises FunctionNotFound: the provider does not know the function.
@@ -205,7 +205,7 @@ class FunctionScaler:
     def activate(self, function: Function, since: float, flight: Flight[FunctionMeta]) -> FunctionMeta:
         """Lead or follow the function's activation in this thread, which is the flight's.
 
-        :param since: take no answer to a question asked before that moment.
+        :param since: ignore answers to queries made before that moment.
         :raises ScaleZeroError: as :meth:`ensure_available`.
         """
 
@@ -269,7 +269,7 @@ class FunctionScaler:
         """Return the entry of a function last seen up whose provider fails, or has been silent for a second:
         it is to be served. Has it asked for again in the background. Never blocks.
 
-        :param since: take no answer to a question asked before that moment.
+        :param since: ignore answers to queries made before that moment.
         """
         meta = self._cache.last_seen_up(function)
         if meta is None or meta.last_refresh < since:

@@ -30,7 +30,7 @@ class LastStart:
 
     :ivar name: tells one start from another, in the whole fleet.
     :ivar shown: whether the provider has told since of a count above zero.
-    :ivar up_at: when the provider was asked that first told of an available replica; ``None`` before that.
+    :ivar up_at: the time of the first query that showed an available replica; ``None`` before that.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Outage(NamedTuple):
     """Since when the provider fails for a function, and until when it is left alone.
 
     :ivar silent: whether it failed by not answering.
-    :ivar slow: whether it has answered since it failed last, if slowly.
+    :ivar slow: whether it has answered since its last failure, but slowly.
     :ivar served: whether the function was served meanwhile.
     """
 
@@ -71,14 +71,14 @@ class FunctionState:
     """One function: its entry in the cache, its use, its starts, and its provider's outage.
 
     Safe for threads: attributes are replaced whole, and ``in_flight`` changes by ``add`` and ``discard``
-    alone, which are atomic with the GIL and without. Times are monotonic seconds.
+    alone, which are atomic, with or without the GIL. Times are monotonic seconds.
 
     :ivar meta: the last status.
     :ivar missing_at: when the provider was found not to know the function.
     :ivar in_flight: one token for each request that the application is serving.
     :ivar last_used: when a request was last passed down.
-    :ivar refuted_at: when the answer was asked for that the application found wrong last.
-    :ivar confirmed_at: when the provider last stood by "available" although the entry had been suspect.
+    :ivar refuted_at: the time of the query whose answer the application last found wrong.
+    :ivar confirmed_at: when the provider last repeated "available" for a suspect entry.
     :ivar durations: how long the last starts took, in seconds, the latest last.
     :ivar answered_in: how long the provider took for its last answer to this worker, in seconds.
     :ivar outage: since when the provider fails for the function; see :mod:`.outages`.
@@ -113,7 +113,7 @@ class FunctionState:
         self.outage: Outage | None = None
 
     def forget(self) -> None:
-        """Drop the entry, for want of room: whoever kept this object must look into the cache again."""
+        """Drop the entry, for want of room: callers that hold this object must look it up again."""
         self.meta = None
 
     # Starts
@@ -140,7 +140,7 @@ class FunctionState:
 
     @property
     def came_up_at(self) -> float:
-        """When the function was last seen to come up: an entry from before is about a replica that is gone.
+        """When the function was last seen to come up: older entries describe a replica that no longer exists.
         Minus infinity: never."""
         start = self.start
         return NEVER if start is None or start.up_at is None else start.up_at
@@ -153,7 +153,7 @@ class FunctionState:
         return start if failure is None or failure.start != start.name else None
 
     def pending_since(self, now: float) -> float | None:
-        """Return when a start was requested that may not show yet, perhaps by a leader that has died."""
+        """Return the time of a recent request that may not show yet, perhaps of a leader that has died."""
         start = self.unseen_start(now)
         return start.at if start is not None and now < start.at + SETTLE else None
 

@@ -36,7 +36,7 @@ class Peers:
     :param store: the store; ``None`` if this process works alone.
     :param report: receives an event when the store is lost and when it is found again.
     :param clock: returns monotonic seconds.
-    :param row: returns the report of the worker of that name; reported from the first flight on.
+    :param row: makes this worker's report, given its name; sent from the first flight on.
     """
 
     def __init__(
@@ -68,8 +68,7 @@ class Peers:
         :param deadline: returns the monotonic seconds at which to give up; called repeatedly.
         :param on_update: is given the shared status, and whether it was published since this call began. It
             returns the outcome or raises it; ``None`` if the flight goes on.
-        :param lead: runs the flight as its leader. An earlier shared status was given to ``on_update``
-            before.
+        :param lead: runs the flight as its leader. ``on_update`` has seen any earlier shared status by then.
         :raises NotAvailable: the deadline passed without an outcome.
         """
         if self._store is None:
@@ -155,8 +154,8 @@ class Peers:
     def heartbeat(self) -> None:
         """Keep the leases, and report what this worker does.
 
-        The report also finds out whether a lost store works again. It is a write, because a store that is
-        full or read-only can be read all the time and would seem to come and go.
+        The report also finds out whether a lost store works again. It is a write, because a full or read-only
+        store can still be read, and would flip between lost and found.
         """
         worker = self._worker.get()
         for leadership in list(worker.leaderships):

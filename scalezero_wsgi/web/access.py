@@ -21,7 +21,7 @@ def request_rule(rule: object) -> Rule:
     """A rule about requests, from a callable or a string.
 
     :param rule: ``"path=/function/*/healthz"``, ``"method=OPTIONS"`` or ``"user-agent=*bot*"``, where ``*``
-        stands for any text and case does not count but in paths; or a callable that is given ``environ``.
+        stands for any text and case matters in paths only; or a callable that is given ``environ``.
     :raises ValueError: it is neither.
     """
     if callable(rule):
@@ -63,8 +63,7 @@ class Rules:
         self._wake = None if wake is None else function_rule(wake, default_namespace)
 
     def is_served(self, function: Function) -> bool:
-        """Return whether the function exists for clients: requests for others are answered like those for one
-        that the provider does not know."""
+        """Return whether clients may see the function. All others are answered as unknown."""
         if self._allowed is not None and not self._allowed(function):
             return False
         return self._denied is None or not self._denied(function)
