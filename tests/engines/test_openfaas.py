@@ -32,7 +32,11 @@ from tests.engines.openfaas_server import DEFAULT_NAMESPACE, PASSWORD, USER, Con
 from tests.servers.harness import Server, free_port, gunicorn, is_up, serving
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.engine
+pytestmark = [
+    pytest.mark.engine,
+    # One that test_docker has left: the library leaves it to the garbage collector to close its Unix sockets.
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+]
 
 ROUNDS = int(os.environ.get("SCALEZERO_TEST_ROUNDS", "5"))
 ALONE = ["/bin/busybox", "httpd", "-f", "-p", "8080", "-h", "/www"]
