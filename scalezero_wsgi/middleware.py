@@ -180,9 +180,7 @@ class ScaleZeroMiddleware:
         if waited:
             return self._pass_down_late(environ, start_response, meta, arrived, path)
         environ[WAITED] = 0.0
-        if activates or not self._rules.may_be_woken(
-            function
-        ):  # those of the second kind are a use of it, too
+        if activates or not self._rules.may_be_woken(function):  # the latter are a use of it as well
             return self._pass_down(environ, start_response, meta, self._clock(), path, last=not activates)
         environ[FUNCTION] = function
         if meta.status.endpoint is not None:
@@ -210,7 +208,8 @@ class ScaleZeroMiddleware:
             raise FunctionNotFound(*function)
         state = self.cache.find_state(function)
         # The short way asks no rule, and may end in a replay, which activates.
-        if segment and state is not None and self._rules.may_be_woken(function):
+        new = segment and state is not None and self._segments.get(segment) is not state
+        if state is not None and new and self._rules.may_be_woken(function):
             self._segments.set(segment, state)
         return function
 
@@ -221,7 +220,7 @@ class ScaleZeroMiddleware:
     ) -> FunctionMeta:
         """Block until the function is available.
 
-        :param since: take no answer of the provider from before that moment.
+        :param since: ignore answers to queries made before that moment.
         :raises ScaleZeroError: it did not become available; see :meth:`RequestQueue.hold`.
         """
         if not environ.get("wsgi.multithread", True):
@@ -312,7 +311,7 @@ class ScaleZeroMiddleware:
         except BaseException as error:
             in_flight.discard(begin)
             call = _Call(environ, start_response, meta, now, path, last)
-            answer = self._reconsider(call, None if committed else deferred, committed, error, None)
+            answer = self._reconsider(call, deferred, committed, error, None)
             if answer is None:
                 raise
             return answer
