@@ -15,7 +15,6 @@ The application finds in ``environ``: ``scalezero_wsgi.function`` (name, namespa
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -29,21 +28,19 @@ from .activation.state import FunctionMeta
 from .configuration import check_provider, settings_for
 from .coordination.default import default_coordination
 from .coordination.peers import Peers
-from .events import CallLog, EventLog, Reporter, RequestRefused, RequestReplayed, WaitGivenUp
+from .events import CallLog, EventLog, Reporter, RequestRefused, RequestReplayed
 from .model import (
     Function,
     FunctionNotFound,
-    NotAvailable,
     ProviderError,
     ScaleZeroError,
     SettingError,
-    StillStarting,
     TooManyWaiting,
     WorkerStopping,
 )
 from .pages import Pages
 from .providers import make_provider
-from .servers.server import middleware_made, warn_if_waiting_kills
+from .servers.server import middleware_made
 from .web.access import Rules
 from .web.negotiation import caller_of
 from .web.replay import (
@@ -117,7 +114,7 @@ class ScaleZeroMiddleware:
         self.scaler = FunctionScaler(
             provider, self.cache, report=self._report, peers=peers, linger=settings.linger, clock=clock
         )
-        self.queue = RequestQueue(self.scaler, self.cache, settings, clock)
+        self.queue = RequestQueue(self.scaler, self.cache, settings, clock, self._report)
         middleware_made(max([settings.max_wait, *settings.max_wait_of.values()]))
 
         self._names = Names(settings.names, settings.default_namespace)
@@ -172,7 +169,8 @@ class ScaleZeroMiddleware:
                 activates = self._rules.may_wake(function, environ)
                 meta = self.queue.warm(function) if activates else self.queue.only_if_warm(function)
                 if meta is None:
-                    meta, waited = self._hold(function, environ, arrived), True
+                    caller = caller_of(environ, arrived, self.settings.page_after)
+                    meta, waited = self.queue.hold(function, caller), True
         except ScaleZeroError as error:
             return self._refuse(error, environ, start_response, function)
         if function is None or meta is None:
@@ -212,27 +210,6 @@ class ScaleZeroMiddleware:
         if state is not None and new and self._rules.may_be_woken(function):
             self._segments.set(segment, state)
         return function
-
-    # Hold
-
-    def _hold(
-        self, function: Function, environ: WSGIEnvironment, arrived: float, since: float = -math.inf
-    ) -> FunctionMeta:
-        """Block until the function is available.
-
-        :param since: ignore answers to queries made before that moment.
-        :raises ScaleZeroError: it did not become available; see :meth:`RequestQueue.hold`.
-        """
-        if not environ.get("wsgi.multithread", True):
-            warn_if_waiting_kills()
-        caller = caller_of(environ, arrived, self.settings.page_after)
-        try:
-            return self.queue.hold(function, caller, since)
-        except StillStarting:
-            raise
-        except (NotAvailable, ProviderError):
-            self._report(WaitGivenUp(function, self._clock() - arrived))
-            raise
 
     def _refuse(
         self,
@@ -370,7 +347,8 @@ class ScaleZeroMiddleware:
         arrived = call.passed_at - environ[WAITED]
         since = call.passed_at if woken_since else self._clock()
         try:
-            renewed = self._hold(state.function, environ, arrived, since)
+            caller = caller_of(environ, arrived, self.settings.page_after)
+            renewed = self.queue.hold(state.function, caller, since)
         except (ProviderError, TooManyWaiting):
             return None
         except ScaleZeroError as error:

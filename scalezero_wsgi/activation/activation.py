@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
+from typing import NamedTuple
 
-from .._lib.backoff import backoff_step, exponential
+from .._lib.backoff import backoff_step
 from ..coordination.base import ProviderFault, SharedStatus
 from ..coordination.heartbeat import HEARTBEAT
 from ..coordination.leadership import Leadership
@@ -73,22 +74,15 @@ def next_phase(phase: Phase, status: ReplicaStatus, available: bool) -> Phase:
     return Phase.STARTING if requested else Phase.FOUND
 
 
-class _Retries:
-    """How long one kind of provider call has failed without a break."""
+class _Failing(NamedTuple):
+    """How one kind of provider call has failed without a break, so many ``times``."""
 
-    __slots__ = ("delays", "error", "failing_since")
+    error: ProviderError
+    since: float
+    times: int
 
-    def __init__(self) -> None:
-        self.failing_since: float | None = None
-        self.error: ProviderError | None = None
-        self.delays: Iterator[float] = iter(())
 
-    def exhausted(self, error: ProviderError, now: float) -> bool:
-        """Note a failure, and return whether there were too many."""
-        self.error = error
-        if self.failing_since is None:
-            self.failing_since, self.delays = now, exponential(0.05, 1.0, factor=2.0)
-        return now - self.failing_since >= PROVIDER_PATIENCE
+_WORKING: _Failing | None = None
 
 
 class Activation(Refresh):
@@ -96,6 +90,7 @@ class Activation(Refresh):
 
     :param since: ignore answers to queries made before that moment.
     :param usual: returns how long the function's starts take, in seconds; empty if that is not known.
+    :param flight: whose ``trouble`` and ``starting`` are set, and where it is seen whether anybody waits.
     :param ends_at: returns the monotonic seconds after which the flight is of use to nobody.
     """
 
@@ -105,9 +100,12 @@ class Activation(Refresh):
         function: Function,
         since: float,
         usual: Callable[[], Sequence[float]],
+        flight: Flight[FunctionMeta],
         ends_at: Callable[[], float],
     ) -> None:
         super().__init__(context, function)
+        self._flight = flight
+        flight.trouble = ProviderSilent("the provider did not answer in time")
         self._usual = usual
         self._ends_at = ends_at
         self._begun = self._clock()
@@ -115,26 +113,18 @@ class Activation(Refresh):
         self._was_suspect = meta is not None and meta.suspect
         self._since = max(since, meta.last_refresh) if meta is not None and meta.suspect else since
         self._was_unavailable = False
-        self._flight: Flight[FunctionMeta]
 
-    def activate(self, flight: Flight[FunctionMeta]) -> FunctionMeta:
-        """Block until a replica is available.
-
-        :param flight: whose ``trouble`` and ``starting`` are set, and where it is seen whether anybody waits.
-        :raises ScaleZeroError: there will be none.
-        """
-        # The caller may have decided before the last flight ended, whose result may do already.
+    def landed_before(self) -> FunctionMeta | None:
+        """Return the result of an earlier flight if it will do: the caller may have decided before that one
+        ended."""
         meta, cache = self._state.meta, self._context.cache
-        if meta is not None and meta.available and cache.freshness(meta) is Freshness.FRESH:
-            if meta.last_refresh >= self._since:
-                return meta
-        self._flight = flight
-        flight.trouble = ProviderSilent("the provider did not answer in time")
-        return self._context.peers.run_once(self._function, self._ends_at, self._on_update, self._activate)
+        if meta is None or not meta.available or meta.last_refresh < self._since:
+            return None
+        return meta if cache.freshness(meta) is Freshness.FRESH else None
 
     # As a follower
 
-    def _on_update(self, shared: SharedStatus, is_update: bool) -> FunctionMeta | None:
+    def on_update(self, shared: SharedStatus, is_update: bool) -> FunctionMeta | None:
         """Return the outcome that another leader published, if there is one.
 
         :raises ScaleZeroError: there is one, and it is not a replica.
@@ -171,7 +161,7 @@ class Activation(Refresh):
 
     # As the leader
 
-    def _activate(self, leadership: Leadership) -> FunctionMeta:
+    def lead(self, leadership: Leadership) -> FunctionMeta:
         """Loop until a replica is available.
 
         :raises ScaleZeroError: there will be none.
@@ -179,14 +169,14 @@ class Activation(Refresh):
         """
         self._leadership = leadership
         self._flight.trouble = ProviderSilent("the provider did not answer in time")
-        self._querying, self._scaling = _Retries(), _Retries()
-        self._early_returns = exponential(0.005, 0.25, factor=1.2)
-        self._requests = 0
-        pending_since = self._state.pending_since(self._clock())
-        self._phase = Phase.QUERYING if pending_since is None else Phase.REQUESTED
-        self._requested_at = pending_since
+        self._querying = self._scaling = _WORKING
+        self._requests = self._early_returns = 0
+        # Requested lately, perhaps by a leader that has died: it may not show yet.
+        pending = self._state.unseen_start(self._clock(), within=SETTLE)
+        self._phase = Phase.QUERYING if pending is None else Phase.REQUESTED
+        self._requested_at = None if pending is None else pending.at
         # Another host's clock may run ahead.
-        self._started_at = min(self._begun if pending_since is None else pending_since, self._clock())
+        self._started_at = min(self._begun if pending is None else pending.at, self._clock())
         self._unwanted_for = 0.0
         self._looked_elsewhere_at = -math.inf
         self._wanted_elsewhere = False
@@ -195,13 +185,14 @@ class Activation(Refresh):
             # Queries are rare while nobody waits: take the middle of the last pause for the end.
             started_at = self._started_at + self._unwanted_for / 2 if self._was_unavailable else None
             try:
-                meta = self._query(seen, self._scaling.error, started_at)
+                meta = self._query(seen, started_at, solved=self._scaling is None)
             except ProviderError as error:
                 seen = None
-                self._retry(self._querying, error)
+                self._querying = self._note_fault(error, self._querying)
+                self._pause(backoff_step(self._querying.times, 0.05, 1.0))
                 continue
-            self._querying = _Retries()
-            self._flight.trouble = self._scaling.error
+            self._querying = None
+            self._flight.trouble = None if self._scaling is None else self._scaling.error
             self._phase = next_phase(self._phase, meta.status, meta.available)
             if self._phase is Phase.READY:
                 return self._arrive(meta)
@@ -209,7 +200,8 @@ class Activation(Refresh):
             leadership.check()  # first: a deposed leader may see the state of a later start
             if meta.status.failure is not None:
                 self._note_failure(meta)
-            if meta.status.replicas == 0 and self._may_request():
+            requested_at = self._requested_at
+            if meta.status.replicas == 0 and (requested_at is None or self._may_request_again(requested_at)):
                 seen = None  # reset the baseline: a start may fail so fast that nothing seems to have changed
                 self._request(meta)
             else:
@@ -244,17 +236,15 @@ class Activation(Refresh):
             self._context.report(StartFailed(self._function, failed.reason, failed.retry_after))
             raise
 
-    def _may_request(self) -> bool:
-        """Return whether a function at zero is to be scaled up now.
+    def _may_request_again(self, requested_at: float) -> bool:
+        """Return whether a function that is at zero in spite of a request is to be scaled up now.
 
-        Not at once after a request: a function that ends as soon as it starts, of which the provider tells no
-        failure, would be started without a pause.
+        Not at once: a function that ends as soon as it starts, of which the provider tells no failure, would
+        be started without a pause.
         """
-        if self._requested_at is None:
-            return True
         pause = backoff_step(max(1, self._requests))
         shown = self._phase is not Phase.REQUESTED
-        return self._clock() >= self._requested_at + (pause if shown else max(SETTLE, pause))
+        return self._clock() >= requested_at + (pause if shown else max(SETTLE, pause))
 
     def _request(self, meta: FunctionMeta) -> None:
         """Scale the function up from zero."""
@@ -266,14 +256,15 @@ class Activation(Refresh):
             with leadership.acting():
                 self._call(self._context.provider.set_replicas, *self._function, replicas)
         except ProviderError as error:
-            self._retry(self._scaling, error)
+            self._scaling = self._note_fault(error, self._scaling)
+            self._pause(backoff_step(self._scaling.times, 0.05, 1.0))
             return
         except FunctionFailed as error:
             leadership.confirm()  # what a deposed leader tried does not stand against what another started
             state.begin_start(self._clock())  # the failure is this start's own, not that of one before
             self._fail(str(error.reason), meta)
             return
-        self._scaling = _Retries()
+        self._scaling = None
         self._flight.trouble = None
         again = state.unseen_start(self._clock()) is not None
         self._phase, self._started_at, self._requested_at = Phase.REQUESTED, started_at, self._clock()
@@ -284,20 +275,22 @@ class Activation(Refresh):
             logger.debug("%s: requested again", self._function)
         else:
             self._context.report(ScaleRequested(self._function, meta.status.replicas, replicas))
-        self._early_returns = exponential(0.005, 0.25, factor=1.2)
+        self._early_returns = 0
 
-    def _retry(self, retries: _Retries, error: ProviderError) -> None:
-        """Pause before a failed call is made again.
+    def _note_fault(self, error: ProviderError, before: _Failing | None) -> _Failing:
+        """Note that a call failed, which is made again after a pause.
 
         :raises ProviderError: it has failed for too long.
         """
+        now = self._clock()
+        failing = _Failing(error, before.since if before else now, before.times + 1 if before else 1)
         self._flight.trouble = error
         self._context.report(ProviderFailed(self._function, error))
-        exhausted = retries.exhausted(error, self._clock())
+        exhausted = now - failing.since >= PROVIDER_PATIENCE
         self._publish(self._state.meta, ProviderFault(final=exhausted))
         if exhausted:
             raise error
-        self._pause(next(retries.delays))
+        return failing
 
     def _wait_for_the_next(self, changed: bool) -> None:
         """Pause before the next query. A provider that watches waits by itself, unless it came back
@@ -305,7 +298,8 @@ class Activation(Refresh):
         if self._context.watching is None:
             self._pause_polling()
         elif not changed:
-            self._pause(next(self._early_returns))
+            self._early_returns = min(30, self._early_returns + 1)
+            self._pause(min(0.25, 0.005 * 1.2 ** (self._early_returns - 1)))
         else:
             self._check_end()
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from enum import Enum
 
 from .._lib.bounded import Bounded
+from .._lib.durations import label_seconds
 from .._lib.per_process import PerProcess
 from ..model import AT_ZERO, Function, ReplicaStatus
 from .state import REMEMBERED, FunctionMeta, FunctionState, median
@@ -157,6 +158,15 @@ class FunctionCache:
             self._known.set(function, state)
             self._unconfirmed.pop(function)
         return meta
+
+    def labelled_seconds(self, function: Function, label: str, default: float) -> float:
+        """Return the duration that a function's label says, in seconds; ``default`` if it says none."""
+        state = self.find_state(function)
+        meta = None if state is None else state.meta
+        if meta is None or label not in meta.status.labels:
+            return default
+        told = label_seconds(meta.status.labels, label)
+        return default if told is None else told
 
     def mark_suspect(self, function: Function) -> None:
         """Use the entry no more, nor any answer to a question asked before now."""

@@ -104,16 +104,17 @@ class Refresh:
     def _query(
         self,
         seen: ReplicaStatus | None = None,
-        fault: ProviderError | None = None,
         started_at: float | None = None,
+        *,
+        solved: bool = True,
     ) -> FunctionMeta:
         """Query the provider, or let it watch for a change from ``seen``; cache and publish the answer.
 
         A provider that raises :class:`FunctionFailed` has answered: the function does not come up.
 
-        :param fault: what the leader met in another call and has not got over.
         :param started_at: when the start that is waited for was requested: if it has ended, it is remembered
             how long it took. ``None``: none is waited for.
+        :param solved: whether the leader's other calls work, as far as is known.
         :raises FunctionNotFound: the provider does not know the function.
         :raises ProviderError: the call failed, whatever was raised.
         """
@@ -136,8 +137,8 @@ class Refresh:
         if started_at is not None and meta.available:  # before it is published, so that it is published along
             durations = (*self._state.durations, self._clock() - started_at)
             self._context.cache.set_durations(self._state, durations)
-        unsolved = None if fault is None or meta.available else ProviderFault()
-        self._publish(meta, unsolved, is_update=status != seen)
+        fault = None if solved or meta.available else ProviderFault()
+        self._publish(meta, fault, is_update=status != seen)
         return meta
 
     def _call(self, method: Callable[..., T], *arguments: object) -> T:

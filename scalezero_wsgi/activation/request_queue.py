@@ -10,11 +10,13 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from .._lib.durations import label_seconds
 from .._lib.per_process import PerProcess
+from .._lib.sleeper import Sleeper
 from ..coordination.base import KEEP, WorkerReport
+from ..events import Reporter, WaitGivenUp
 from ..model import (
     Function,
     FunctionNotFound,
@@ -22,7 +24,6 @@ from ..model import (
     NotAvailable,
     ProviderError,
     ProviderSilent,
-    ScaleZeroError,
     StillStarting,
     TooManyWaiting,
 )
@@ -59,14 +60,15 @@ class Caller(NamedTuple):
     :ivar wish: what its client would rather have than wait longer: ``"page"`` or ``"respond-async"``.
     :ivar patience: seconds it will wait before it gets ``wish``, or an error.
     :ivar check: raises if the request is to wait no longer: its client has disconnected, or the worker stops.
-    :ivar slots: how many requests may wait in this process, if ``max_waiting`` is not set.
+    :ivar room: returns how many requests may wait in this process, one at least, if ``max_waiting`` is not
+        set. To be called in the thread that serves the request.
     """
 
     arrived: float
     wish: str | None = None
     patience: float = math.inf
     check: Callable[[], None] = lambda: None
-    slots: int = 1
+    room: Callable[[], int] = lambda: 1
 
 
 class _Slots:
@@ -79,11 +81,17 @@ class _Slots:
         self.taken = 0
         self.by_function: dict[Function, int] = {}
 
-    def take(self, function: Function, limit: int, of_function: int) -> bool:
-        """Take a slot, unless ``limit`` are taken already, or ``of_function`` by those for the function."""
+    def take(self, function: Function, room: int | Callable[[], int], of_function: int | None) -> bool:
+        """Take a slot, unless there is no more room, or ``of_function`` are taken by those for the function.
+
+        :param room: how many slots there are, one at least. It costs a look at the server, which is spared
+            the request that comes when nobody waits.
+        """
         with self._lock:
             here = self.by_function.get(function, 0)
-            if self.taken >= limit or here >= of_function:
+            if self.taken and self.taken >= (room() if callable(room) else room):
+                return False
+            if of_function is not None and here >= of_function:
                 return False
             self.taken += 1
             self.by_function[function] = here + 1
@@ -104,6 +112,7 @@ class RequestQueue:
     :param cache: what is known of them.
     :param settings: ``max_wait``, ``max_waiting`` and the like.
     :param clock: monotonic seconds.
+    :param report: is told of a request that gives up.
     """
 
     def __init__(
@@ -112,11 +121,13 @@ class RequestQueue:
         cache: FunctionCache,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
+        report: Reporter | None = None,
     ) -> None:
         self._scaler = scaler
         self._cache = cache
         self._settings = settings
         self._clock = clock
+        self._report = report or Reporter()
         self._slots: PerProcess[_Slots] = PerProcess(_Slots)
         self._lookout: PerProcess[Lookout] = PerProcess(Lookout)
         self._release_lock = PerProcess(lambda: threading.Lock())
@@ -162,33 +173,51 @@ class RequestQueue:
         :raises ScaleZeroError: it did not become available; see
             :meth:`~scalezero_wsgi.activation.scaler.FunctionScaler.ensure_available`.
         """
-        slots = self._slots.get()
-        limit = self._settings.max_waiting or caller.slots
-        if not slots.take(function, limit, self._settings.max_waiting_per_function or limit):
+        slots, settings = self._slots.get(), self._settings
+        if not slots.take(function, settings.max_waiting or caller.room, settings.max_waiting_per_function):
             return self._without_a_slot(function, caller, since)
         try:
-            meta = self._available(function, caller, since)
-            if self._settings.release_rate is not None and meta.state.came_up_at >= caller.arrived:
-                self._release_gradually(meta, caller, self._settings.release_rate)
-        except (NotAvailable, ProviderSilent) as error:
-            answer = self._instead_of_waiting(function, caller, error)
-            if answer is None:
-                raise
-            raise answer from None
+            deadline = self._deadline(function, caller)
+            wait = partial(self._wait, function, caller, deadline)
+            meta = self._scaler.ensure_available(function, deadline, since=since, wait=wait)
+            if settings.release_rate is not None and meta.state.came_up_at >= caller.arrived:
+                self._release_gradually(meta, caller, settings.release_rate)
+        except (NotAvailable, ProviderError) as error:
+            meta = self._give_up(function, caller, since, error)
         finally:
             slots.give_back(function)
         return meta
 
+    def _give_up(
+        self, function: Function, caller: Caller, since: float, error: NotAvailable | ProviderError
+    ) -> FunctionMeta:
+        """Return the entry of a function that is served although its provider fails.
+
+        :raises ScaleZeroError: there is none.
+        """
+        if isinstance(error, ProviderError):
+            if not isinstance(error, ProviderSilent):  # a wait of under a second always looks like silence
+                self._scaler.provider_failed(function, error)
+            stale = self._scaler.stale_if_error(function, since)
+            if stale is not None:
+                return stale
+        answer = self._instead_of_waiting(function, caller, error)
+        if not isinstance(answer, StillStarting):
+            self._report(WaitGivenUp(function, self._clock() - caller.arrived))
+        raise answer
+
     def _instead_of_waiting(
-        self, function: Function, caller: Caller, error: ScaleZeroError
-    ) -> NotAvailable | None:
-        """Return the answer for a client whose patience ran out; ``None``: raise the original error."""
+        self, function: Function, caller: Caller, error: NotAvailable | ProviderError
+    ) -> NotAvailable | ProviderError:
+        """Return the answer for a client whose patience ran out; else the original error."""
+        if isinstance(error, ProviderError) and not isinstance(error, ProviderSilent):
+            return error
         max_wait = self.max_wait(function)
         shortened = caller.wish != "page" and caller.patience < max_wait
         if caller.wish == "respond-async" or (caller.wish == "page" and caller.patience <= max_wait):
             return self._still_starting(function, caller, shortened)
         if not shortened:
-            return None
+            return error
         # Its patience ran out: do not report the provider as failing.
         left = error.retry_after if isinstance(error, NotAvailable) else self._scaler.time_left(function)
         return NotAvailable(function, self._clock() - caller.arrived, left, shortened)
@@ -197,33 +226,21 @@ class RequestQueue:
         waited, left = self._clock() - caller.arrived, self._scaler.time_left(function)
         return StillStarting(function, waited, left, str(caller.wish), shortened)
 
-    def _available(self, function: Function, caller: Caller, since: float) -> FunctionMeta:
-        try:
-            return self._scaler.ensure_available(
-                function,
-                self._deadline(function, caller),
-                since=since,
-                wait=lambda flight: self._wait(function, caller, flight),
-            )
-        except ProviderError as error:
-            if not isinstance(error, ProviderSilent):  # a wait of under a second always looks like silence
-                self._scaler.provider_failed(function, error)
-            stale = self._scaler.stale_if_error(function, since)
-            if stale is None:
-                raise
-            return stale
-
-    def _wait(self, function: Function, caller: Caller, flight: Flight[FunctionMeta]) -> bool:
+    def _wait(
+        self, function: Function, caller: Caller, deadline: float, flight: Flight[FunctionMeta]
+    ) -> bool:
         """Wait until the flight has landed; return ``False`` at the deadline.
 
+        :param deadline: as far as it was known when the request joined the flight.
         :raises ScaleZeroError: the request is to wait no longer.
         """
         joined_at = self._clock()
 
         def wants_to_wait() -> bool:
-            if flight.landed():  # we are about to be woken
+            nonlocal deadline
+            if flight.landed:  # we are about to be woken
                 return True
-            deadline = self._deadline(function, caller)
+            deadline = self._deadline(function, caller)  # its label may be known by now
             if self._clock() >= deadline:
                 return False
             self._check_provider(function, flight, joined_at)
@@ -232,8 +249,9 @@ class RequestQueue:
                 self._scaler.prolong(function, flight, deadline)
             return True
 
-        with self._lookout.get().watch(wants_to_wait) as sleeper:
-            while not flight.wait(self._deadline(function, caller) - self._clock(), sleeper):
+        sleeper = Sleeper()
+        with self._lookout.get().watch(sleeper, wants_to_wait):
+            while not flight.wait(deadline - self._clock(), sleeper):
                 if not wants_to_wait():
                     return False
         return True
@@ -301,7 +319,6 @@ class RequestQueue:
     # Deadlines, counts and turns
 
     def _deadline(self, function: Function, caller: Caller) -> float:
-        # Asked for again and again: a label is known only once the provider has answered.
         return caller.arrived + min(caller.patience, self.max_wait(function))
 
     def max_wait(self, function: Function) -> float:
@@ -310,9 +327,7 @@ class RequestQueue:
         own = self._settings.max_wait_of.get(str(function))
         if own is not None:
             return own
-        meta = self._cache.find(function)
-        label = None if meta is None else label_seconds(meta.status.labels, MAX_WAIT_LABEL)
-        return self._settings.max_wait if label is None else label
+        return self._cache.labelled_seconds(function, MAX_WAIT_LABEL, self._settings.max_wait)
 
     def waiting(self, function: Function | None = None) -> int:
         """Return how many requests wait in this process, for one function or in all."""
@@ -357,7 +372,8 @@ class RequestQueue:
             caller.check()
             return True
 
-        with self._lookout.get().watch(wants_to_wait) as sleeper:
+        sleeper = Sleeper()
+        with self._lookout.get().watch(sleeper, wants_to_wait):
             sleeper.sleep(turn - self._clock())
             while (left := turn - self._clock()) > 0:  # woken before its turn
                 caller.check()

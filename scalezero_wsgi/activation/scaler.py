@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from .._lib.durations import label_seconds
 from ..coordination.base import SharedStatus
 from ..coordination.peers import Peers
 from ..events import ProviderFailed, Reporter
@@ -141,7 +140,14 @@ class FunctionScaler:
         started_at = self._clock()
         waiter = object()
         while True:
-            flight = self._join(function, deadline, since, wanted_until=started_at, waiter=waiter)
+            self.refuse_at_once(function)
+            flight = self._activations.join(
+                function,
+                partial(self.activate, function, since),
+                deadline + self._linger_of(function),
+                wanted_until=started_at,
+                waiter=waiter,
+            )
             try:
                 landed = flight.wait(deadline - self._clock()) if wait is None else wait(flight)
             finally:
@@ -165,7 +171,9 @@ class FunctionScaler:
             asked rarely, unless somebody waits.
         :raises ScaleZeroError: as :meth:`ensure_available`, for what is known already.
         """
-        return self._join(function, until, since, wanted_until=until)
+        self.refuse_at_once(function)
+        lead = partial(self.activate, function, since)
+        return self._activations.join(function, lead, until + self._linger_of(function), wanted_until=until)
 
     def prolong(self, function: Function, flight: Flight[FunctionMeta], until: float) -> None:
         """Let a flight go on for a caller who waits in it longer than it first said.
@@ -186,21 +194,19 @@ class FunctionScaler:
         """Return the flight that activates the function, or asks whether it has to be activated."""
         return self._activations.flight(function)
 
-    def _join(
-        self, function: Function, until: float, since: float, *, wanted_until: float, waiter: object = None
-    ) -> Flight[FunctionMeta]:
-        state, now = self._cache.peek(function), self._clock()
-        if state is not None:
-            state.refuse_while_resting(now)
-            if now <= state.missing_at + self._cache.missing_expiry:
-                raise FunctionNotFound(*function)
-        return self._activations.join(
-            function,
-            partial(self.activate, function, since),
-            until + self._linger_of(function),
-            wanted_until=wanted_until,
-            waiter=waiter,
-        )
+    def refuse_at_once(self, function: Function) -> None:
+        """Raise what is known already to stand against a start.
+
+        :raises FunctionFailed: the function rests after a failed start.
+        :raises FunctionNotFound: the provider did not know it a moment ago.
+        """
+        state = self._cache.peek(function)
+        if state is None:
+            return
+        now = self._clock()
+        state.refuse_while_resting(now)
+        if now <= state.missing_at + self._cache.missing_expiry:
+            raise FunctionNotFound(*function)
 
     def activate(self, function: Function, since: float, flight: Flight[FunctionMeta]) -> FunctionMeta:
         """Lead or follow the function's activation in this thread, which is the flight's.
@@ -215,8 +221,12 @@ class FunctionScaler:
                 return flight.until
             return min(flight.until, flight.wanted_until + self._linger_of(function))
 
-        activation = Activation(self._context, function, since, partial(self._own_starts, function), ends_at)
-        return activation.activate(flight)
+        usual = partial(self._own_starts, function)
+        activation = Activation(self._context, function, since, usual, flight, ends_at)
+        meta = activation.landed_before()
+        if meta is not None:
+            return meta
+        return self._peers.run_once(function, ends_at, activation.on_update, activation.lead)
 
     def _give_up(self, function: Function, flight: Flight[FunctionMeta], started_at: float) -> Exception:
         trouble = flight.trouble  # read once: the leader changes it
@@ -337,16 +347,11 @@ class FunctionScaler:
         return () if state is None else state.durations
 
     def _own_starts(self, function: Function) -> tuple[float, ...]:
-        label = self._label(function, START_TIME_LABEL)
-        return self.last_starts(function) or ((label,) if label else ())
+        told = self._cache.labelled_seconds(function, START_TIME_LABEL, 0.0)
+        return self.last_starts(function) or ((told,) if told else ())
 
     def _linger_of(self, function: Function) -> float:
-        label = self._label(function, LINGER_LABEL)
-        return self._linger if label is None else label
-
-    def _label(self, function: Function, name: str) -> float | None:
-        meta = self._cache.find(function)
-        return None if meta is None else label_seconds(meta.status.labels, name)
+        return self._cache.labelled_seconds(function, LINGER_LABEL, self._linger)
 
     def started_at(self, function: Function) -> float | None:
         """Return since when the function is being activated, in monotonic seconds; ``None`` if it is not."""

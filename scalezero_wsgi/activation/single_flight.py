@@ -29,6 +29,7 @@ single wake-ups waits for the processor at every link; many fight for the interp
 class Flight(Generic[T]):
     """A call under way.
 
+    :ivar landed: whether it has ended.
     :ivar started_at: monotonic seconds at which it began.
     :ivar until: monotonic seconds after which the leader should end; later joiners move it on.
     :ivar waiters: one token for each caller who waits.
@@ -39,7 +40,7 @@ class Flight(Generic[T]):
     """
 
     __slots__ = (
-        *("_error", "_landed", "_sleepers", "_value", "started_at", "starting"),
+        *("_error", "_sleepers", "_value", "landed", "started_at", "starting"),
         *("trouble", "until", "waiters", "wanted_until"),
     )
 
@@ -50,14 +51,10 @@ class Flight(Generic[T]):
         self.wanted_until = until
         self.trouble: Exception | None = None
         self.starting = False
-        self._landed = False
+        self.landed = False
         self._sleepers: deque[Sleeper] = deque()
         self._value: T
         self._error: BaseException | None = None
-
-    def landed(self) -> bool:
-        """Whether it has ended."""
-        return self._landed
 
     def leave(self, waiter: object, now: float, until: float) -> None:
         """Note that one of those who waited waits no longer.
@@ -74,22 +71,22 @@ class Flight(Generic[T]):
 
     def wait(self, timeout: float, sleeper: Sleeper | None = None) -> bool:
         """Wait at most ``timeout`` seconds, or until ``sleeper`` is woken; whether the flight has ended."""
-        if self.landed():
+        if self.landed:
             return True
         sleeper = sleeper or Sleeper()
         self._sleepers.append(sleeper)
         try:
-            if not self.landed():  # else nobody might be left to wake us
+            if not self.landed:  # else nobody might be left to wake us
                 sleeper.sleep(timeout)
         finally:
-            if not self.landed():
+            if not self.landed:
                 with contextlib.suppress(ValueError):
                     self._sleepers.remove(sleeper)
             # Asked anew, for it may just have landed. Whoever leaves then wakes another, even if nobody woke
             # it: its own wake-up may be under way, and must not be lost for those behind it.
-            if self.landed():
-                self._wake_next()
-        return self.landed()
+            if self._sleepers and self.landed:
+                self._wake(1)  # type: ignore[unreachable]  # another thread lands it
+        return self.landed
 
     def result(self) -> T:
         """The outcome of a flight that has ended; the leader's error is raised."""
@@ -111,13 +108,14 @@ class Flight(Generic[T]):
         A few are woken here, and each wakes the next. A thousand threads that are woken at once take several
         times as long, for each asks for the interpreter's lock every 5 ms until it gets it.
         """
-        self._landed = True
-        for _ in range(ABREAST):
-            self._wake_next()
+        self.landed = True
+        if self._sleepers:  # whoever comes later sees that it has landed, and does not sleep
+            self._wake(ABREAST)
 
-    def _wake_next(self) -> None:
+    def _wake(self, count: int) -> None:
         with contextlib.suppress(IndexError):
-            self._sleepers.popleft().wake()
+            for _ in range(count):
+                self._sleepers.popleft().wake()
 
 
 class _Flights(Generic[K, T]):
@@ -127,6 +125,17 @@ class _Flights(Generic[K, T]):
         self.lock = threading.Lock()
         self.by_key: dict[K, Flight[T]] = {}
         self.leaders: set[object] = set()
+
+    def fly(self, key: K, flight: Flight[T], call: Callable[[Flight[T]], T]) -> None:
+        """Lead the flight from its begin to its end."""
+        try:
+            flight.lead(call)
+        finally:
+            with self.lock:
+                self.leaders.discard(flight)
+                if self.by_key.get(key) is flight:
+                    del self.by_key[key]
+            flight.land()
 
 
 class SingleFlight(Generic[K, T]):
@@ -212,26 +221,12 @@ class SingleFlight(Generic[K, T]):
             flights.by_key[key] = flight
             flights.leaders.add(flight)
 
-        def lead(flight: Flight[T] = flight) -> None:
-            try:
-                flight.lead(call)
-            finally:
-                self._end(flights, key, flight)
-
+        fly = flights.fly
         try:
-            threading.Thread(target=lead, name=self._name, daemon=True).start()
+            threading.Thread(target=fly, args=(key, flight, call), name=self._name, daemon=True).start()
         except RuntimeError:  # can't start new thread
-            flight.lead(_no_thread)
-            self._end(flights, key, flight)
+            fly(key, flight, _no_thread)
         return flight
-
-    @staticmethod
-    def _end(flights: _Flights[K, T], key: K, flight: Flight[T]) -> None:
-        with flights.lock:
-            flights.leaders.discard(flight)
-            if flights.by_key.get(key) is flight:
-                del flights.by_key[key]
-        flight.land()
 
 
 def _no_thread(_: object) -> Any:

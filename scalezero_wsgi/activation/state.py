@@ -145,17 +145,13 @@ class FunctionState:
         start = self.start
         return NEVER if start is None or start.up_at is None else start.up_at
 
-    def unseen_start(self, now: float) -> LastStart | None:
-        """Return the start that was requested lately and of which the provider has shown nothing yet."""
+    def unseen_start(self, now: float, within: float = STABLE) -> LastStart | None:
+        """Return the start that was requested less than ``within`` seconds ago, and of which the provider has
+        shown nothing yet."""
         start, failure = self.start, self.failure
-        if start is None or start.shown or now >= start.at + STABLE:
+        if start is None or start.shown or now >= start.at + within:
             return None
         return start if failure is None or failure.start != start.name else None
-
-    def pending_since(self, now: float) -> float | None:
-        """Return the time of a recent request that may not show yet, perhaps of a leader that has died."""
-        start = self.unseen_start(now)
-        return start.at if start is not None and now < start.at + SETTLE else None
 
     # Failed starts and the rest after them
 

@@ -33,22 +33,19 @@ def client_disconnected(environ: WSGIEnvironment) -> Callable[[], bool] | None:
     if uwsgi is not None:
         descriptor: int = uwsgi.connection_fd()
         return lambda: _hung_up(descriptor)
-    sock = _socket(environ)
+    sock: Any = None
+    for key in ("gunicorn.socket", "gunicorn.sock", "werkzeug.socket"):
+        sock = sock or environ.get(key)
+    if sock is None:
+        # waitress.client_disconnected is blind unless channel_request_lookahead is set, and it is not by
+        # default; but it is a method of the channel, which has the socket.
+        channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
+        sock = getattr(channel or getattr(cheroot_thread(), "conn", None), "socket", None)
     if sock is None:
         return None
     if sock.family == socket.AF_UNIX:
         return lambda: _hung_up(sock.fileno())
     return lambda: _not_established(sock)
-
-
-def _socket(environ: WSGIEnvironment) -> Any:
-    for key in ("gunicorn.socket", "gunicorn.sock", "werkzeug.socket"):
-        if key in environ:
-            return environ[key]
-    # waitress.client_disconnected is blind unless channel_request_lookahead is set, and it is not by
-    # default; but it is a method of the channel, which has the socket.
-    channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
-    return getattr(channel or getattr(cheroot_thread(), "conn", None), "socket", None)
 
 
 def _not_established(sock: Any) -> bool:

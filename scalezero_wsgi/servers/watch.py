@@ -30,30 +30,26 @@ class Lookout:
         self._runs = False
 
     @contextlib.contextmanager
-    def watch(self, may_wait: Callable[[], bool]) -> Iterator[Sleeper]:
+    def watch(self, sleeper: Sleeper, may_wait: Callable[[], bool]) -> Iterator[None]:
         """Wake the sleeper when ``may_wait`` no longer holds.
 
         :param may_wait: returns ``False``, or raises, when the sleeper is to wait no longer. It must not
             block. It is called in another thread, so whoever is woken calls it again.
         :raises TooManyWaiting: no thread could be started.
         """
-        sleeper = Sleeper()
         try:
-            self._add(sleeper, may_wait)
-            yield sleeper
+            with self._lock:
+                self._watched[sleeper] = may_wait
+                if not self._runs:
+                    try:
+                        threading.Thread(target=self._run, name="scalezero-lookout", daemon=True).start()
+                    except RuntimeError:  # can't start new thread
+                        raise TooManyWaiting("no thread could be started") from None
+                    self._runs = True
+            yield
         finally:
             with self._lock:
                 self._watched.pop(sleeper, None)
-
-    def _add(self, sleeper: Sleeper, may_wait: Callable[[], bool]) -> None:
-        with self._lock:
-            self._watched[sleeper] = may_wait
-            if not self._runs:
-                try:
-                    threading.Thread(target=self._run, name="scalezero-lookout", daemon=True).start()
-                except RuntimeError:  # can't start new thread
-                    raise TooManyWaiting("no thread could be started") from None
-                self._runs = True
 
     def _run(self) -> None:
         count = 1

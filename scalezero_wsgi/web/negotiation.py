@@ -12,7 +12,7 @@ from werkzeug.http import parse_accept_header
 
 from ..activation.request_queue import GRACE, Caller
 from ..servers.client import wait_check
-from ..servers.server import capacity_of, room_to_wait
+from ..servers.server import capacity_of, room_to_wait, warn_if_waiting_kills
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -83,4 +83,6 @@ def caller_of(environ: WSGIEnvironment, arrived: float, page_after: float | None
         wish, patience = "respond-async", max(GRACE, preferences.wait or 0.0)
     elif page_after is not None and page_after < patience and is_navigation(environ):
         wish, patience = "page", max(GRACE, page_after)
-    return Caller(arrived, wish, patience, wait_check(environ), room_to_wait(capacity_of(environ)))
+    if not environ.get("wsgi.multithread", True):
+        warn_if_waiting_kills()
+    return Caller(arrived, wish, patience, wait_check(environ), lambda: room_to_wait(capacity_of(environ)))
