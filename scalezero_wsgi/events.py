@@ -171,7 +171,7 @@ class EventLog:
     def __call__(self, event: Event) -> None:
         """Log the event."""
         level, line = _describe(event)
-        if self._is_of_an_outage(event):
+        if level > logging.INFO and self._is_of_an_outage(event):
             return
         if level > logging.INFO and isinstance(event, FunctionEvent):
             key = type(event), _subject(event)

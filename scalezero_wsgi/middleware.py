@@ -52,7 +52,7 @@ from .web.replay import (
     is_connection_error,
     may_be_repeated,
     restore_path,
-    with_server_timing,
+    start_with_timing,
 )
 from .web.responses import Answers
 from .web.routing import Names
@@ -242,7 +242,7 @@ class ScaleZeroMiddleware:
         now = self._clock()
         environ.pop(ENDPOINT, None)
         environ[WAITED] = now - arrived
-        begin = with_server_timing(start_response, now - arrived)
+        begin = partial(start_with_timing, start_response, now - arrived)
         return self._pass_down(environ, begin, meta, now, path, last)
 
     def _pass_down(

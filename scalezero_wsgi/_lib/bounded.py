@@ -33,8 +33,8 @@ class Bounded(Generic[K, V]):
         self._maxsize = maxsize
         self._values: dict[K, V] = {}
         self._order: dict[K, None] = {}
-        # Looked up late: gevent may replace threading.Lock after this line has run.
-        self._lock = PerProcess(lambda: threading.Lock())
+        # Looked up late: gevent may replace threading.RLock after this line has run.
+        self._lock = PerProcess(lambda: threading.RLock())
         self.get = self._values.get
 
     def __len__(self) -> int:
@@ -48,23 +48,20 @@ class Bounded(Generic[K, V]):
     def set(self, key: K, value: V) -> None:
         """Put ``value``, and drop what is too much."""
         with self._lock.get():
-            self._put(key, value)
+            self._values[key] = value
+            self._order.pop(key, None)
+            self._order[key] = None
+            while len(self._order) > self._maxsize:
+                oldest = next(iter(self._order))
+                del self._order[oldest]
+                self._dropped(self._values.pop(oldest))
 
     def change(self, key: K, change: Callable[[V | None], V]) -> V:
         """Replace the value by ``change(value)`` in one step that no other writer comes between."""
         with self._lock.get():
             value = change(self._values.get(key))
-            self._put(key, value)
+            self.set(key, value)
         return value
-
-    def _put(self, key: K, value: V) -> None:
-        self._values[key] = value
-        self._order.pop(key, None)
-        self._order[key] = None
-        while len(self._order) > self._maxsize:
-            oldest = next(iter(self._order))
-            del self._order[oldest]
-            self._dropped(self._values.pop(oldest))
 
     def pop(self, key: K) -> None:
         """Forget the key, if it is there."""

@@ -182,11 +182,16 @@ def restore_path(environ: WSGIEnvironment, path: str) -> None:
     environ["PATH_INFO"] = path
 
 
-def with_server_timing(start_response: StartResponse, waited: float) -> StartResponse:
-    """Add how long the request waited, in milliseconds (W3C Server Timing)."""
+def start_with_timing(
+    start_response: StartResponse,
+    waited: float,
+    status: str,
+    headers: list[tuple[str, str]],
+    exc_info: Any = None,
+) -> Any:
+    """Start a response that says how long the request waited, in milliseconds (W3C Server Timing).
 
-    def begin(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-        headers = [*headers, ("Server-Timing", f"cold-start;dur={waited * 1000:.1f}")]
-        return start_response(status, headers, *([] if exc_info is None else [exc_info]))
-
-    return begin
+    :param waited: seconds.
+    """
+    headers = [*headers, ("Server-Timing", f"cold-start;dur={waited * 1000:.1f}")]
+    return start_response(status, headers, *([] if exc_info is None else [exc_info]))
