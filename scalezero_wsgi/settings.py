@@ -346,9 +346,15 @@ def _status(value: object) -> int:
 def _coordination(value: object) -> object:
     if isinstance(value, str):
         return make_coordination(value)
-    if all(callable(getattr(value, method, None)) for method in ("acquire", "publish", "changes")):
+    missing = [method for method in _STORE if not callable(getattr(value, method, None))]
+    if not missing:
         return value
-    raise ValueError(f"{value!r} is not allowed; it must be a URL or a Coordination")
+    raise ValueError(
+        f"{value!r} is not allowed; it must be a URL or a Coordination: it has no {missing[0]}()"
+    )
+
+
+_STORE = ("acquire", "renew", "release", "publish", "known", "changes", "report", "leave", "workers")
 
 
 def _hooks(value: object) -> tuple[Hook, ...]:

@@ -29,7 +29,6 @@ from ..coordination.leadership import Leadership
 from ..events import FunctionReady, ProviderFailed, ScaleRequested, StartFailed
 from ..model import Function, FunctionFailed, NotAvailable, ProviderError, ProviderSilent, ReplicaStatus
 from . import polling
-from .function_cache import Freshness
 from .refresh import WATCH, Context, Refresh
 from .single_flight import Flight
 from .state import SETTLE, FunctionMeta
@@ -113,14 +112,6 @@ class Activation(Refresh):
         self._was_suspect = meta is not None and meta.suspect
         self._since = max(since, meta.last_refresh) if meta is not None and meta.suspect else since
         self._was_unavailable = False
-
-    def landed_before(self) -> FunctionMeta | None:
-        """Return the result of an earlier flight if it will do: the caller may have decided before that one
-        ended."""
-        meta, cache = self._state.meta, self._context.cache
-        if meta is None or not meta.available or meta.last_refresh < self._since:
-            return None
-        return meta if cache.freshness(meta) is Freshness.FRESH else None
 
     # As a follower
 
@@ -250,10 +241,9 @@ class Activation(Refresh):
         """Scale the function up from zero."""
         leadership, state = self._leadership, self._state
         replicas = meta.status.first_replicas
-        leadership.confirm()
-        started_at = self._clock()  # before the call: a provider may return when the function is ready
         try:
             with leadership.acting():
+                started_at = self._clock()  # now: a provider may return when the function is ready
                 self._call(self._context.provider.set_replicas, *self._function, replicas)
         except ProviderError as error:
             self._scaling = self._note_fault(error, self._scaling)

@@ -132,7 +132,8 @@ class Refresh:
             status = ReplicaStatus(1, 0, failure=str(error.reason))
         if not isinstance(status, ReplicaStatus):
             raise ProviderError(f"get_replicas returned {status!r}, not a ReplicaStatus")
-        self._context.outages.answered(self._state, asked_at)
+        if self._state.outage is not None:
+            self._context.outages.answered(self._state, asked_at)
         meta = self._see(status, asked_at)
         if started_at is not None and meta.available:  # before it is published, so that it is published along
             durations = (*self._state.durations, self._clock() - started_at)
@@ -165,6 +166,8 @@ class Refresh:
         self, meta: FunctionMeta | None, fault: ProviderFault | None = None, is_update: bool = True
     ) -> None:
         """Tell the other workers a status, and what is remembered of the function's starts."""
+        if self._leadership.alone:
+            return
         now = self._clock()
         shared = SharedStatus(None, trouble=fault)
         if meta is not None and not meta.suspect:

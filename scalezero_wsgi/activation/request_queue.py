@@ -6,10 +6,11 @@ now and then: has its client disconnected, is the worker told to stop?
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -81,28 +82,32 @@ class _Slots:
         self.taken = 0
         self.by_function: dict[Function, int] = {}
 
-    def take(self, function: Function, room: int | Callable[[], int], of_function: int | None) -> bool:
-        """Take a slot, unless there is no more room, or ``of_function`` are taken by those for the function.
+    @contextlib.contextmanager
+    def slot(
+        self, function: Function, room: int | Callable[[], int], of_function: int | None
+    ) -> Iterator[bool]:
+        """Hold a slot for the length of the block. It yields whether there was one.
 
         :param room: how many slots there are, one at least. It costs a look at the server, which is spared
             the request that comes when nobody waits.
+        :param of_function: how many there are for the function.
         """
         with self._lock:
             here = self.by_function.get(function, 0)
-            if self.taken and self.taken >= (room() if callable(room) else room):
-                return False
-            if of_function is not None and here >= of_function:
-                return False
-            self.taken += 1
-            self.by_function[function] = here + 1
-            return True
-
-    def give_back(self, function: Function) -> None:
-        with self._lock:
-            self.taken -= 1
-            self.by_function[function] -= 1
-            if not self.by_function[function]:
-                del self.by_function[function]
+            full = self.taken > 0 and self.taken >= (room() if callable(room) else room)
+            taken = not full and (of_function is None or here < of_function)
+            if taken:
+                self.taken += 1
+                self.by_function[function] = here + 1
+        try:
+            yield taken
+        finally:
+            if taken:
+                with self._lock:
+                    self.taken -= 1
+                    self.by_function[function] -= 1
+                    if not self.by_function[function]:
+                        del self.by_function[function]
 
 
 class RequestQueue:
@@ -173,20 +178,20 @@ class RequestQueue:
         :raises ScaleZeroError: it did not become available; see
             :meth:`~scalezero_wsgi.activation.scaler.FunctionScaler.ensure_available`.
         """
-        slots, settings = self._slots.get(), self._settings
-        if not slots.take(function, settings.max_waiting or caller.room, settings.max_waiting_per_function):
-            return self._without_a_slot(function, caller, since)
-        try:
-            deadline = self._deadline(function, caller)
-            wait = partial(self._wait, function, caller, deadline)
-            meta = self._scaler.ensure_available(function, deadline, since=since, wait=wait)
-            if settings.release_rate is not None and meta.state.came_up_at >= caller.arrived:
-                self._release_gradually(meta, caller, settings.release_rate)
-        except (NotAvailable, ProviderError) as error:
-            meta = self._give_up(function, caller, since, error)
-        finally:
-            slots.give_back(function)
-        return meta
+        settings = self._settings
+        room, of_function = settings.max_waiting or caller.room, settings.max_waiting_per_function
+        with self._slots.get().slot(function, room, of_function) as taken:
+            if not taken:
+                return self._without_a_slot(function, caller, since)
+            try:
+                deadline = self._deadline(function, caller)
+                wait = partial(self._wait, function, caller, deadline)
+                meta = self._scaler.ensure_available(function, deadline, since=since, wait=wait)
+                if settings.release_rate is not None and meta.state.came_up_at >= caller.arrived:
+                    self._release_gradually(meta, caller, settings.release_rate)
+            except (NotAvailable, ProviderError) as error:
+                return self._give_up(function, caller, since, error)
+            return meta
 
     def _give_up(
         self, function: Function, caller: Caller, since: float, error: NotAvailable | ProviderError

@@ -25,7 +25,7 @@ from ..model import (
 )
 from ..providers.base import DoubtingProvider, LearningProvider, Provider, WatchingProvider
 from .activation import Activation
-from .function_cache import FunctionCache
+from .function_cache import Freshness, FunctionCache
 from .outages import SILENT, Outages
 from .refresh import Context, Refresh
 from .single_flight import Flight, SingleFlight
@@ -91,7 +91,7 @@ class FunctionScaler:
     ) -> None:
         self._cache = cache
         self._report = report = report or Reporter()
-        self._linger = linger
+        self._linger_of = partial(cache.labelled_seconds, label=LINGER_LABEL, default=linger)
         self._peers = peers or Peers(None, report, clock)
         self._clock = clock
         jitter = jitter or random.SystemRandom().random
@@ -221,11 +221,13 @@ class FunctionScaler:
                 return flight.until
             return min(flight.until, flight.wanted_until + self._linger_of(function))
 
+        # The caller may have decided before the last flight ended, whose result may do already.
+        meta = self._cache.find(function)
+        if meta is not None and meta.available and meta.last_refresh >= since:
+            if self._cache.freshness(meta) is Freshness.FRESH:
+                return meta
         usual = partial(self._own_starts, function)
         activation = Activation(self._context, function, since, usual, flight, ends_at)
-        meta = activation.landed_before()
-        if meta is not None:
-            return meta
         return self._peers.run_once(function, ends_at, activation.on_update, activation.lead)
 
     def _give_up(self, function: Function, flight: Flight[FunctionMeta], started_at: float) -> Exception:
@@ -349,9 +351,6 @@ class FunctionScaler:
     def _own_starts(self, function: Function) -> tuple[float, ...]:
         told = self._cache.labelled_seconds(function, START_TIME_LABEL, 0.0)
         return self.last_starts(function) or ((told,) if told else ())
-
-    def _linger_of(self, function: Function) -> float:
-        return self._cache.labelled_seconds(function, LINGER_LABEL, self._linger)
 
     def started_at(self, function: Function) -> float | None:
         """Return since when the function is being activated, in monotonic seconds; ``None`` if it is not."""

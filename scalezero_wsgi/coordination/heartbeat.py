@@ -10,10 +10,9 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar
+from collections.abc import Iterator
+from typing import Protocol
 
-from .base import Coordination
 from .leadership import LEASE, LeasedLeadership
 
 logger = logging.getLogger("scalezero_wsgi")
@@ -26,17 +25,14 @@ REPORT_TTL = 3.5
 """Seconds after its last report when a worker counts as gone."""
 
 
-T = TypeVar("T")
-
-
 class Beating(Protocol):
     """What a worker needs of :class:`.peers.Peers`."""
 
     def heartbeat(self) -> None:
         """Keep the leases, and report what this worker does."""
 
-    def attempt(self, call: Callable[[Coordination], T]) -> T | None:
-        """Call the store and return its answer; ``None`` if it cannot be used."""
+    def leave(self, worker: str) -> None:
+        """Remove the worker's report from the store."""
 
 
 class Worker:
@@ -103,4 +99,4 @@ class Worker:
             time.sleep(0.001)
         for leadership in list(self.leaderships):
             leadership.end()
-        self._peers.attempt(lambda store: store.leave(self.name))
+        self._peers.leave(self.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 from ..model import Function
 from .base import Coordination, Lease, SharedStatus
@@ -20,6 +20,7 @@ REPUBLISH = 1.0
 """Seconds after which a leader publishes again although nothing has changed."""
 
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -32,12 +33,8 @@ class Store(Protocol):
     def joined(self) -> bool:
         """Whether there is a store, and it works as far as is known."""
 
-    @property
-    def leaderships(self) -> set[LeasedLeadership]:
-        """The leaderships that this process holds."""
-
-    def attempt(self, call: Callable[[Coordination], T]) -> T | None:
-        """Call the store and return its answer; ``None`` if it cannot be used."""
+    def attempt(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Call a method of the store and return its answer; ``None`` if the store cannot be used."""
 
     def others_wait(self, function: Function) -> bool:
         """See :meth:`Leadership.others_wait`."""
@@ -53,9 +50,11 @@ class Leadership:
     This class holds no lease, because there is no store, or none that can be used.
 
     :param peers: the peers whose store is lost; ``None`` if there is no store.
+    :ivar alone: whether there are no other workers to which anything could be published.
     :ivar replaced: whether another worker is known to lead: the store refused a renewal or publication.
     """
 
+    alone = True
     replaced = False
 
     def __init__(self, peers: Store | None = None) -> None:
@@ -83,21 +82,22 @@ class Leadership:
             raise LeadershipLost
 
     def confirm(self) -> None:
-        """Renew the lease; call this right before an action that only the leader may take.
+        """Check by renewing the lease.
 
-        A process that is suspended after this call for longer than its lease still acts, late. Only the
-        provider itself could prevent that.
-
-        :raises LeadershipLost: the action must not be taken.
+        :raises LeadershipLost: another worker leads, or may do so.
         """
         self.check()
 
     def acting(self) -> contextlib.AbstractContextManager[None]:
-        """Hold this during a call that changes something.
+        """Confirm that this worker leads, and hold this during a call that only the leader may make.
 
         The lease is kept meanwhile even if the deadline has passed: otherwise another worker might make the
-        same call at the same time.
+        same call at the same time. A process that is suspended after the confirmation for longer than its
+        lease still acts, late. Only the provider itself could prevent that.
+
+        :raises LeadershipLost: the call must not be made.
         """
+        self.check()
         return contextlib.nullcontext()
 
     def others_wait(self, function: Function) -> bool:  # noqa: ARG002
@@ -119,17 +119,28 @@ class LeasedLeadership(Leadership):
 
     :param deadline: returns the monotonic seconds up to which the lease is kept. A leader that takes longer
         counts as hanging.
+    :param held: the leaderships of this process; it is one of them until it ends.
     """
 
-    def __init__(self, peers: Store, lease: Lease, deadline: Callable[[], float]) -> None:
-        super().__init__()
+    alone = False
+
+    def __init__(
+        self,
+        peers: Store,
+        store: Coordination,
+        lease: Lease,
+        deadline: Callable[[], float],
+        held: set[LeasedLeadership],
+    ) -> None:
         self._peers = peers
+        self._store = store
         self._lease = lease
         self._deadline = deadline
+        self._held = held
         self._acting_until = float("-inf")
         self._published = 0
         self._published_at = float("-inf")
-        peers.leaderships.add(self)
+        held.add(self)
 
     def publish(self, shared: SharedStatus, *, is_update: bool = True) -> None:  # noqa: D102
         now = self._peers.clock()
@@ -138,7 +149,8 @@ class LeasedLeadership(Leadership):
         self._published += 1
         self._published_at = now
         named = replace(shared, name=f"{self._lease.token}.{self._published}")
-        self._note(self._peers.attempt(lambda store: store.publish(self._lease, named)))
+        if self._peers.attempt(self._store.publish, self._lease, named) is False:
+            self.replaced = True
 
     def check(self) -> None:  # noqa: D102
         if self.replaced:
@@ -154,6 +166,7 @@ class LeasedLeadership(Leadership):
 
     @contextlib.contextmanager
     def acting(self) -> Iterator[None]:  # noqa: D102
+        self.confirm()
         self._acting_until = self._peers.clock() + ACTION_TIMEOUT
         try:
             yield
@@ -162,15 +175,13 @@ class LeasedLeadership(Leadership):
 
     def renew(self) -> None:
         """Extend the lease to its full length from now."""
-        self._note(self._peers.attempt(lambda store: store.renew(self._lease, LEASE)))
+        # None: the store cannot be used, so no other worker leads through it.
+        if self._peers.attempt(self._store.renew, self._lease, LEASE) is False:
+            self.replaced = True
 
     def others_wait(self, function: Function) -> bool:  # noqa: D102
         return self._peers.others_wait(function)
 
     def end(self) -> None:  # noqa: D102
-        self._peers.leaderships.discard(self)
-        self._peers.attempt(lambda store: store.release(self._lease))
-
-    def _note(self, accepted: bool | None) -> None:
-        if accepted is False:  # None: the store cannot be used, so no other worker leads through it
-            self.replaced = True
+        self._held.discard(self)
+        self._peers.attempt(self._store.release, self._lease)

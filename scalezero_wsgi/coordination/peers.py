@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 from .._lib.per_process import PerProcess
 from ..events import CoordinationLost, CoordinationRestored, Event, Reporter
@@ -17,8 +17,10 @@ from .base import Changes, Coordination, CoordinationError, SharedStatus, Worker
 from .heartbeat import HEARTBEAT, REPORT_TTL, Worker
 from .leadership import LEASE, Leadership, LeadershipLost, LeasedLeadership
 
+P = ParamSpec("P")
 T = TypeVar("T")
-U = TypeVar("U")
+
+_ALONE = Leadership()
 
 FOLLOWER_POLL = 0.05
 """Seconds after which a follower tries again without a change: nothing notifies it when a lease expires."""
@@ -72,7 +74,7 @@ class Peers:
         :raises NotAvailable: the deadline passed without an outcome.
         """
         if self._store is None:
-            return lead(Leadership())
+            return lead(_ALONE)
         while True:
             found = self._join(function, deadline, on_update)
             if not isinstance(found, Leadership):
@@ -94,31 +96,27 @@ class Peers:
         """This process's name in the store."""
         return self._worker.get().name
 
-    def acquiring(self) -> contextlib.AbstractContextManager[bool]:
-        """See :meth:`.heartbeat.Worker.acquiring`."""
-        return self._worker.get().acquiring()
-
     @property
     def leaderships(self) -> set[LeasedLeadership]:
         """The leaderships that this process holds."""
         return self._worker.get().leaderships
 
-    def attempt(self, call: Callable[[Coordination], T]) -> T | None:
-        """Call the store and return its answer; ``None`` if it cannot be used."""
-        if self._store is None or self._lost:
+    def attempt(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Call a method of the store and return its answer; ``None`` if the store cannot be used."""
+        if self._lost:
             return None
         with contextlib.suppress(CoordinationError):
-            return self.use(self._store, call)
+            return self.use(call, *args, **kwargs)
         return None
 
-    def use(self, store: Coordination, call: Callable[[Coordination], T]) -> T:
-        """Call the store and return its answer; if it fails, report that it is lost.
+    def use(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a method of the store and return its answer; if it fails, report that the store is lost.
 
         :raises CoordinationError: the store cannot be used.
         """
         switches = self._switches
         try:
-            return call(store)
+            return call(*args, **kwargs)
         except CoordinationError as error:
             self._switch(True, switches, CoordinationLost(error))
             raise
@@ -132,7 +130,9 @@ class Peers:
 
         If there is one, this worker reports what it does from then on.
         """
-        shared = self.attempt(lambda store: store.known(function))
+        if self._store is None:
+            return None
+        shared = self.attempt(self._store.known, function)
         if shared is not None:
             self._start_heartbeat()
         return shared
@@ -151,6 +151,11 @@ class Peers:
         """End this process's heartbeat, release its leases and leave the store. It is called at exit."""
         self._worker.get().stop()
 
+    def leave(self, worker: str) -> None:
+        """Remove a worker's report from the store."""
+        if self._store is not None:
+            self.attempt(self._store.leave, worker)
+
     def heartbeat(self) -> None:
         """Keep the leases, and report what this worker does.
 
@@ -163,7 +168,7 @@ class Peers:
         if self._store is not None:
             switches, report = self._switches, self._row(worker.name)
             with contextlib.suppress(CoordinationError):
-                self.use(self._store, lambda store: store.report(report, REPORT_TTL))
+                self.use(self._store.report, report, REPORT_TTL)
                 if self.clock() >= self._switched_at + self._rest:
                     self._switch(False, switches, CoordinationRestored())
 
@@ -174,12 +179,12 @@ class Peers:
         on_update: Callable[[SharedStatus, bool], T | None],
     ) -> Leadership | T:
         if self._store is None:
-            return Leadership()
+            return _ALONE
         self._start_heartbeat()
         if self._lost:
             return Leadership(self)
         try:
-            return _Search(self, self._store, function, deadline, on_update).run()
+            return _Search(self, self._store, self._worker.get(), function, deadline, on_update).run()
         except CoordinationError:
             return Leadership(self)
 
@@ -211,12 +216,14 @@ class _Search(Generic[T]):
         self,
         peers: Peers,
         store: Coordination,
+        worker: Worker,
         function: Function,
         deadline: Callable[[], float],
         on_update: Callable[[SharedStatus, bool], T | None],
     ) -> None:
         self._peers = peers
         self._store = store
+        self._worker = worker
         self._function = function
         self._deadline = deadline
         self._on_update = on_update
@@ -241,7 +248,7 @@ class _Search(Generic[T]):
                 now = self._peers.clock()
                 if now > self._deadline():
                     raise NotAvailable(self._function, now - self._started_at)
-                self._use(lambda _: changes.wait(FOLLOWER_POLL))
+                self._peers.use(changes.wait, FOLLOWER_POLL)
 
     @contextlib.contextmanager
     def _subscribed(self) -> Iterator[Changes]:
@@ -250,12 +257,12 @@ class _Search(Generic[T]):
         The store is lost if the subscription cannot be begun or ended, but not if the block raises.
         """
         subscription = contextlib.ExitStack()
-        changes = self._use(lambda store: subscription.enter_context(store.changes(self._function)))
+        changes = self._peers.use(lambda: subscription.enter_context(self._store.changes(self._function)))
         try:
             yield changes
         finally:
             with contextlib.suppress(CoordinationError):
-                self._use(lambda _: subscription.close())
+                self._peers.use(subscription.close)
 
     def _try(self) -> Leadership | T | None:
         """Look for the outcome, then acquire the lease and look again: the last leader may just have ended.
@@ -265,13 +272,14 @@ class _Search(Generic[T]):
         outcome = self._look()
         if outcome is not None:
             return outcome
-        with self._peers.acquiring() as may_acquire:
+        worker = self._worker
+        with worker.acquiring() as may_acquire:
             if not may_acquire:
                 return None
-            lease = self._use(lambda store: store.acquire(self._function, self._peers.worker, LEASE))
+            lease = self._peers.use(self._store.acquire, self._function, worker.name, LEASE)
             if lease is None:
                 return None
-            leadership = LeasedLeadership(self._peers, lease, self._deadline)
+            leadership = LeasedLeadership(self._peers, self._store, lease, self._deadline, worker.leaderships)
         try:
             outcome = self._look()
         except BaseException:
@@ -285,13 +293,10 @@ class _Search(Generic[T]):
     def _look(self) -> T | None:
         """Give the shared status to ``on_update``, and return what it returns."""
         asked_at = self._peers.clock()
-        shared = self._use(lambda store: store.known(self._function))
+        shared = self._peers.use(self._store.known, self._function)
         name = None if shared is None else shared.name
         if not self._looked:
             self._looked, self._before = True, name
         if shared is None:
             return None
         return self._on_update(shared.after(self._peers.clock() - asked_at), name != self._before)
-
-    def _use(self, call: Callable[[Coordination], U]) -> U:
-        return self._peers.use(self._store, call)

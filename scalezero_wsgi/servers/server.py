@@ -43,12 +43,8 @@ class Server:
     stopping: Callable[[], bool] = lambda: False
 
 
-_servers: PerProcess[Server] = PerProcess(Server)
-
-
-def this_server() -> Server:
-    """Return the server of this process; an integration fills it in."""
-    return _servers.get()
+this_server = PerProcess(Server).get
+"""Returns the server of this process; an integration fills it in."""
 
 
 def capacity_of(environ: WSGIEnvironment) -> int:
