@@ -149,6 +149,7 @@ class TestLeading:
         lead = bench.lead(until=1.0)
         bench.clock.advance(1.5)
         with lead.acting():
+            bench.clock.advance(1.5)
             lead.keep()
         bench.clock.advance(LEASE - 0.1)
         assert bench.is_led()
@@ -498,6 +499,12 @@ class TestHeart:
         assert clockwork.store.workers() == []
         assert clockwork.store.acquire(HELLO, "next", LEASE) is not None
         assert isinstance(lead, Leadership)
+
+    def test_after_the_end_it_acquires_no_lease_that_nobody_would_release(self, bench: Bench) -> None:
+        bench.peers.close()
+        with pytest.raises(NotAvailable):
+            bench.run_once(until=1.0)
+        assert "acquire" not in bench.store.calls
 
     def test_a_child_is_a_worker_of_its_own_and_does_not_take_its_parents_row_away(
         self, clockwork: Clockwork, tmp_path: Path
