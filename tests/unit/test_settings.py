@@ -429,3 +429,11 @@ def test_a_misspelt_name_in_the_environment_is_an_error_but_a_foreign_one_is_not
     assert Settings.from_environ(foreign) == Settings()
     with pytest.raises(SettingError, match=r"SCALEZERO_MAX_WIAT .* did you mean SCALEZERO_MAX_WAIT"):
         Settings.from_environ({"SCALEZERO_MAX_WIAT": "3s"})
+
+
+def test_a_store_that_lacks_a_method_is_refused_with_its_name() -> None:
+    class Half:
+        acquire = publish = changes = known = report = leave = workers = release = print
+
+    with pytest.raises(SettingError, match=r"coordination.*it has no renew\(\)"):
+        Settings.from_mapping({"coordination": Half()}, prefix="")
