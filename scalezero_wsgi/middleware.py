@@ -18,7 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from ._lib.bounded import Bounded
 from .activation.function_cache import FunctionCache
@@ -32,7 +32,6 @@ from .events import CallLog, EventLog, Reporter, RequestRefused, RequestReplayed
 from .model import (
     Function,
     FunctionNotFound,
-    ProviderError,
     ScaleZeroError,
     SettingError,
     TooManyWaiting,
@@ -47,10 +46,11 @@ from .web.replay import (
     UNREACHABLE,
     DeferredStart,
     LazyBody,
+    PassedDown,
+    Replay,
     close,
     in_use,
     is_connection_error,
-    may_be_repeated,
     restore_path,
     start_with_timing,
 )
@@ -115,6 +115,7 @@ class ScaleZeroMiddleware:
             provider, self.cache, report=self._report, peers=peers, linger=settings.linger, clock=clock
         )
         self.queue = RequestQueue(self.scaler, self.cache, settings, clock, self._report)
+        self._replay = Replay(settings, self.scaler, self.queue, clock)
         middleware_made(max([settings.max_wait, *settings.max_wait_of.values()]))
 
         self._names = Names(settings.names, settings.default_namespace)
@@ -287,7 +288,7 @@ class ScaleZeroMiddleware:
             result = self._app(environ, begin)
         except BaseException as error:
             in_flight.discard(begin)
-            call = _Call(environ, start_response, meta, now, path, last)
+            call = PassedDown(environ, start_response, meta, now, path, last)
             answer = self._reconsider(call, deferred, committed, error, None)
             if answer is None:
                 raise
@@ -297,7 +298,7 @@ class ScaleZeroMiddleware:
                 in_flight.discard(begin)
                 return result
             return in_use(result, environ, in_flight, begin)
-        call = _Call(environ, start_response, meta, now, path, last)
+        call = PassedDown(environ, start_response, meta, now, path, last)
         if deferred is None:
             return LazyBody(
                 result,
@@ -308,11 +309,9 @@ class ScaleZeroMiddleware:
         answer = self._reconsider(call, deferred, committed, None, result)
         return result if answer is None else answer
 
-    # Replay
-
     def _reconsider(
         self,
-        call: _Call,
+        call: PassedDown,
         deferred: DeferredStart | None,
         committed: bool,
         error: BaseException | None,
@@ -328,49 +327,22 @@ class ScaleZeroMiddleware:
         """
         deferred = None if committed else deferred
         if is_connection_error(error) if error is not None else deferred is not None:
+            environ, start_response, function = call.environ, call.start_response, call.meta.function
             sent = committed or (deferred is not None and deferred.released)
-            may_retry = self.settings.replay and not call.last and not sent and may_be_repeated(call.environ)
-            answer = self._retry(call, may_retry, result)
-            if answer is not None:
-                return answer
+            arrived = call.passed_at - environ[WAITED]
+            try:
+                renewed = self._replay.entry(call, arrived, sent)
+            except ScaleZeroError as refused:
+                close(result)
+                return self._refuse(refused, environ, start_response, function)
+            if renewed is not None:
+                close(result)
+                restore_path(environ, call.path)
+                self._report(RequestReplayed(function, self._clock() - arrived))
+                return self._pass_down_late(environ, start_response, renewed, arrived, call.path, last=True)
         if deferred is not None and error is None:
             deferred.release()
         return None
-
-    def _retry(self, call: _Call, may_retry: bool, result: object) -> Iterable[bytes] | None:
-        environ, meta, state = call.environ, call.meta, call.meta.state
-        # By what happened to the function since the entry by which the request was passed down: so it is the
-        # same in the worker that led the start and in those that learned of it.
-        woken_since = state.came_up_at > meta.last_refresh
-        if not (woken_since or self.scaler.mark_suspect(meta)) or not may_retry:
-            return None
-        arrived = call.passed_at - environ[WAITED]
-        since = call.passed_at if woken_since else self._clock()
-        try:
-            caller = caller_of(environ, arrived, self.settings.page_after)
-            renewed = self.queue.hold(state.function, caller, since)
-        except (ProviderError, TooManyWaiting):
-            return None
-        except ScaleZeroError as error:
-            close(result)
-            return self._refuse(error, environ, call.start_response, state.function)
-        if renewed.state.came_up_at <= meta.last_refresh:
-            return None
-        close(result)
-        restore_path(environ, call.path)
-        self._report(RequestReplayed(state.function, self._clock() - arrived))
-        return self._pass_down_late(environ, call.start_response, renewed, arrived, call.path, last=True)
-
-
-class _Call(NamedTuple):
-    """A request as it was passed down."""
-
-    environ: WSGIEnvironment
-    start_response: StartResponse
-    meta: FunctionMeta
-    passed_at: float
-    path: str
-    last: bool
 
 
 def _nothing(_: str) -> None:

@@ -28,7 +28,7 @@ from ..model import (
     StillStarting,
     TooManyWaiting,
 )
-from ..servers.watch import Lookout
+from ..servers.watch import lookout
 from .function_cache import Freshness, FunctionCache
 from .outages import SILENT
 from .scaler import FunctionScaler
@@ -134,7 +134,6 @@ class RequestQueue:
         self._clock = clock
         self._report = report or Reporter()
         self._slots: PerProcess[_Slots] = PerProcess(_Slots)
-        self._lookout: PerProcess[Lookout] = PerProcess(Lookout)
         self._release_lock = PerProcess(lambda: threading.Lock())
 
     def warm(self, function: Function) -> FunctionMeta | None:
@@ -185,8 +184,8 @@ class RequestQueue:
                 return self._without_a_slot(function, caller, since)
             try:
                 deadline = self._deadline(function, caller)
-                wait = partial(self._wait, function, caller, deadline)
-                meta = self._scaler.ensure_available(function, deadline, since=since, wait=wait)
+                check = partial(self._check, function, caller, self._clock())
+                meta = self._scaler.ensure_available(function, deadline, since=since, check=check)
                 if settings.release_rate is not None and meta.state.came_up_at >= caller.arrived:
                     self._release_gradually(meta, caller, settings.release_rate)
             except (NotAvailable, ProviderError) as error:
@@ -231,35 +230,18 @@ class RequestQueue:
         waited, left = self._clock() - caller.arrived, self._scaler.time_left(function)
         return StillStarting(function, waited, left, str(caller.wish), shortened)
 
-    def _wait(
-        self, function: Function, caller: Caller, deadline: float, flight: Flight[FunctionMeta]
-    ) -> bool:
-        """Wait until the flight has landed; return ``False`` at the deadline.
+    def _check(
+        self, function: Function, caller: Caller, joined_at: float, flight: Flight[FunctionMeta]
+    ) -> float:
+        """Return the deadline of a request that waits.
 
-        :param deadline: as far as it was known when the request joined the flight.
-        :raises ScaleZeroError: the request is to wait no longer.
+        :raises ScaleZeroError: it is to wait no longer.
         """
-        joined_at = self._clock()
-
-        def wants_to_wait() -> bool:
-            nonlocal deadline
-            if flight.landed:  # we are about to be woken
-                return True
-            deadline = self._deadline(function, caller)  # its label may be known by now
-            if self._clock() >= deadline:
-                return False
+        deadline = self._deadline(function, caller)  # its label may be known by now
+        if self._clock() < deadline:
             self._check_provider(function, flight, joined_at)
             caller.check()
-            if deadline > flight.until:  # a label allows more than the setting with which we joined
-                self._scaler.prolong(function, flight, deadline)
-            return True
-
-        sleeper = Sleeper()
-        with self._lookout.get().watch(sleeper, wants_to_wait):
-            while not flight.wait(deadline - self._clock(), sleeper):
-                if not wants_to_wait():
-                    return False
-        return True
+        return deadline
 
     def _check_provider(self, function: Function, flight: Flight[FunctionMeta], joined_at: float) -> None:
         """:raises ProviderError: it fails or is silent, and waiting for it makes no sense."""
@@ -378,7 +360,7 @@ class RequestQueue:
             return True
 
         sleeper = Sleeper()
-        with self._lookout.get().watch(sleeper, wants_to_wait):
+        with lookout().watch(sleeper, wants_to_wait):
             sleeper.sleep(turn - self._clock())
             while (left := turn - self._clock()) > 0:  # woken before its turn
                 caller.check()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from .._lib.sleeper import Sleeper
 from ..coordination.base import SharedStatus
 from ..coordination.peers import Peers
 from ..events import ProviderFailed, Reporter
@@ -24,6 +25,7 @@ from ..model import (
     TooManyWaiting,
 )
 from ..providers.base import DoubtingProvider, LearningProvider, Provider, WatchingProvider
+from ..servers.watch import lookout
 from .activation import Activation
 from .function_cache import Freshness, FunctionCache
 from .outages import SILENT, Outages
@@ -123,22 +125,32 @@ class FunctionScaler:
         deadline: float,
         *,
         since: float = -math.inf,
-        wait: Callable[[Flight[FunctionMeta]], bool] | None = None,
+        check: Callable[[Flight[FunctionMeta]], float] | None = None,
     ) -> FunctionMeta:
         """Block until the function has a replica, waking it when it is at zero.
 
         :param deadline: monotonic seconds up to which the caller waits.
         :param since: ignore answers to queries made before that moment.
-        :param wait: how the caller waits for a flight to end: ``False`` when it would not wait longer. By
-            default until the deadline.
+        :param check: called now and then during the wait, in another thread as well. It returns the deadline
+            as it is by then, or raises if the caller is to wait no longer; it must not block.
         :raises FunctionNotFound: the provider does not know the function.
         :raises ProviderError: the provider failed for too long, or has not answered by the deadline.
         :raises FunctionFailed: the function cannot start, or rests after a failed start.
         :raises NotAvailable: the deadline came first. The flight goes on.
-        :raises TooManyWaiting: too many functions are being asked for.
+        :raises TooManyWaiting: too many functions are being asked for, or no thread could be started.
         """
         started_at = self._clock()
         waiter = object()
+
+        def waits_on() -> bool:
+            nonlocal deadline
+            if check is None or flight.landed:  # without a check one sleep is the whole wait
+                return flight.landed
+            deadline = check(flight)
+            if deadline > flight.until:  # a label allows more than was known as the flight was joined
+                flight.until = deadline + self._linger_of(function)
+            return self._clock() < deadline
+
         while True:
             self.refuse_at_once(function)
             flight = self._activations.join(
@@ -149,11 +161,15 @@ class FunctionScaler:
                 waiter=waiter,
             )
             try:
-                landed = flight.wait(deadline - self._clock()) if wait is None else wait(flight)
+                with flight.wakes(Sleeper()) as sleeper, lookout().watch(sleeper, check and waits_on):
+                    while not flight.landed:
+                        sleeper.sleep(deadline - self._clock())
+                        if not waits_on():
+                            break
             finally:
                 now = self._clock()
                 flight.leave(waiter, now, now + self._linger_of(function))
-            if not landed:
+            if not flight.landed:
                 raise self._give_up(function, flight, started_at)
             try:
                 meta = flight.result()
@@ -174,13 +190,6 @@ class FunctionScaler:
         self.refuse_at_once(function)
         lead = partial(self.activate, function, since)
         return self._activations.join(function, lead, until + self._linger_of(function), wanted_until=until)
-
-    def prolong(self, function: Function, flight: Flight[FunctionMeta], until: float) -> None:
-        """Let a flight go on for a caller who waits in it longer than it first said.
-
-        :param until: monotonic seconds up to which it waits.
-        """
-        flight.until = max(flight.until, until + self._linger_of(function))
 
     def keep_up(self, function: Function, until: float) -> Flight[FunctionMeta] | None:
         """Have a start that is under way in this process go on. Starts nothing.

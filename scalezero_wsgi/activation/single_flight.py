@@ -10,7 +10,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from .._lib.per_process import PerProcess
@@ -69,24 +69,31 @@ class Flight(Generic[T]):
         """Whether anybody waits for the outcome, or has said that it is of interest."""
         return bool(self.waiters) or now <= self.wanted_until
 
-    def wait(self, timeout: float, sleeper: Sleeper | None = None) -> bool:
-        """Wait at most ``timeout`` seconds, or until ``sleeper`` is woken; whether the flight has ended."""
-        if self.landed:
-            return True
-        sleeper = sleeper or Sleeper()
+    def wait(self, timeout: float) -> bool:
+        """Wait at most ``timeout`` seconds; return whether the flight has landed."""
+        if not self.landed:
+            with self.wakes(Sleeper()) as sleeper:
+                if not self.landed:  # else nobody might be left to wake us
+                    sleeper.sleep(timeout)
+        return self.landed
+
+    @contextlib.contextmanager
+    def wakes(self, sleeper: Sleeper) -> Iterator[Sleeper]:
+        """Have the sleeper woken when the flight lands, for the length of the block.
+
+        Look at ``landed`` inside, before each sleep: the flight may have landed before the block began.
+        """
         self._sleepers.append(sleeper)
         try:
-            if not self.landed:  # else nobody might be left to wake us
-                sleeper.sleep(timeout)
+            yield sleeper
         finally:
-            if not self.landed:
-                with contextlib.suppress(ValueError):
+            # Whoever leaves after the landing wakes another, even if nobody woke it: its own wake-up may be
+            # under way, and must not be lost for those behind it.
+            with contextlib.suppress(IndexError, ValueError):
+                if not self.landed:
                     self._sleepers.remove(sleeper)
-            # Asked anew, for it may just have landed. Whoever leaves then wakes another, even if nobody woke
-            # it: its own wake-up may be under way, and must not be lost for those behind it.
-            if self._sleepers and self.landed:
-                self._wake(1)  # type: ignore[unreachable]  # another thread lands it
-        return self.landed
+                if self.landed:  # asked anew, for it may just have landed
+                    self._sleepers.popleft().wake()
 
     def result(self) -> T:
         """The outcome of a flight that has ended; the leader's error is raised."""
@@ -108,13 +115,9 @@ class Flight(Generic[T]):
         A few are woken here, and each wakes the next. A thousand threads that are woken at once take several
         times as long, for each asks for the interpreter's lock every 5 ms until it gets it.
         """
-        self.landed = True
-        if self._sleepers:  # whoever comes later sees that it has landed, and does not sleep
-            self._wake(ABREAST)
-
-    def _wake(self, count: int) -> None:
+        self.landed = True  # whoever comes later sees that, and does not sleep
         with contextlib.suppress(IndexError):
-            for _ in range(count):
+            for _ in range(ABREAST):
                 self._sleepers.popleft().wake()
 
 

@@ -40,7 +40,9 @@ def client_disconnected(environ: WSGIEnvironment) -> Callable[[], bool] | None:
         # waitress.client_disconnected is blind unless channel_request_lookahead is set, and it is not by
         # default; but it is a method of the channel, which has the socket.
         channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
-        sock = getattr(channel or getattr(cheroot_thread(), "conn", None), "socket", None)
+        sock = getattr(channel, "socket", None)
+    if sock is None and "cheroot" in sys.modules:
+        sock = getattr(getattr(cheroot_thread(), "conn", None), "socket", None)
     if sock is None:
         return None
     if sock.family == socket.AF_UNIX:

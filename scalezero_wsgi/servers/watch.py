@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from .._lib.per_process import PerProcess
 from .._lib.sleeper import Sleeper
 from ..model import TooManyWaiting
 
@@ -30,13 +31,16 @@ class Lookout:
         self._runs = False
 
     @contextlib.contextmanager
-    def watch(self, sleeper: Sleeper, may_wait: Callable[[], bool]) -> Iterator[None]:
+    def watch(self, sleeper: Sleeper, may_wait: Callable[[], bool] | None) -> Iterator[None]:
         """Wake the sleeper when ``may_wait`` no longer holds.
 
         :param may_wait: returns ``False``, or raises, when the sleeper is to wait no longer. It must not
-            block. It is called in another thread, so whoever is woken calls it again.
+            block. It is called in another thread, so whoever is woken calls it again. ``None``: always.
         :raises TooManyWaiting: no thread could be started.
         """
+        if may_wait is None:
+            yield
+            return
         try:
             with self._lock:
                 self._watched[sleeper] = may_wait
@@ -66,6 +70,10 @@ class Lookout:
                     sleeper.wake()
                 if not number % 100:
                     time.sleep(0)  # a greenlet gives way to the others by nothing else
+
+
+lookout = PerProcess(Lookout).get
+"""Returns the lookout of this process."""
 
 
 def _wants_to_wait(may_wait: Callable[[], bool]) -> bool:

@@ -4,13 +4,73 @@ not be reached, so that the request can be retried."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..activation.request_queue import RequestQueue
+from ..activation.scaler import FunctionScaler
+from ..activation.state import FunctionMeta
+from ..model import ProviderError, TooManyWaiting
+from .negotiation import caller_of
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
+    from ..settings import Settings
+
 UNREACHABLE = frozenset({"502", "503", "504"})
 """The answers of a proxy that could not reach its function, RFC 9110 section 15.6."""
+
+
+class PassedDown(NamedTuple):
+    """A request as it was passed down.
+
+    :ivar meta: the entry by which it was.
+    :ivar passed_at: when it was, in monotonic seconds.
+    :ivar path: its ``PATH_INFO``, before the application below could move parts of it.
+    :ivar last: whether the application's answer stands in any case.
+    """
+
+    environ: WSGIEnvironment
+    start_response: StartResponse
+    meta: FunctionMeta
+    passed_at: float
+    path: str
+    last: bool
+
+
+class Replay:
+    """Decides whether a request is passed down once more. Safe for threads."""
+
+    def __init__(
+        self, settings: Settings, scaler: FunctionScaler, queue: RequestQueue, clock: Callable[[], float]
+    ) -> None:
+        self._settings = settings
+        self._scaler = scaler
+        self._queue = queue
+        self._clock = clock
+
+    def entry(self, call: PassedDown, arrived: float, sent: bool) -> FunctionMeta | None:
+        """Note that the application could not reach the function; hold the request until it has started anew.
+
+        :param arrived: when the request came, in monotonic seconds.
+        :param sent: whether a head has gone to the client.
+        :return: the entry by which to pass the request down again; ``None`` if its answer stands.
+        :raises ScaleZeroError: the client is to be told this instead.
+        """
+        meta, state = call.meta, call.meta.state
+        # By what happened to the function since the entry by which the request was passed down: so it is the
+        # same in the worker that led the start and in those that learned of it.
+        woken_since = state.came_up_at > meta.last_refresh
+        wanted = woken_since or self._scaler.mark_suspect(meta)
+        if not wanted or sent or call.last or not self._settings.replay or not may_be_repeated(call.environ):
+            return None
+        since = call.passed_at if woken_since else self._clock()
+        try:
+            caller = caller_of(call.environ, arrived, self._settings.page_after)
+            renewed = self._queue.hold(state.function, caller, since)
+        except (ProviderError, TooManyWaiting):
+            return None
+        return renewed if renewed.state.came_up_at > meta.last_refresh else None
 
 
 class InUse:

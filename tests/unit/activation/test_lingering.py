@@ -135,41 +135,38 @@ class TestWhoCounts:
 
     def test_one_who_waits_until_the_wait_is_over(self) -> None:
         scaler = self.scaler()
-        seen: list[int] = []
+        seen: set[int] = set()
 
-        def wait(flight: Flight[FunctionMeta]) -> bool:
-            seen.append(len(flight.waiters))
+        def check(flight: Flight[FunctionMeta]) -> float:
+            seen.add(len(flight.waiters))
             raise ClientGone
 
         for _ in range(2):
             with pytest.raises(ClientGone):
-                scaler.ensure_available(HELLO, time.monotonic() + 25.0, wait=wait)
+                scaler.ensure_available(HELLO, time.monotonic() + 25.0, check=check)
         flight = scaler.flight(HELLO)
         assert flight is not None
-        assert (seen, flight.waiters) == ([1, 1], set())
+        assert (seen, flight.waiters) == ({1}, set())
         assert not flight.is_wanted(time.monotonic())
 
     def test_all_who_wait_at_once(self) -> None:
         scaler = self.scaler()
-        arrived, leave = threading.Semaphore(0), threading.Event()
+        deadline = time.monotonic() + 20.0
 
-        def wait(flight: Flight[FunctionMeta]) -> bool:
-            arrived.release()
-            return not leave.wait(20)
+        def check(_: object) -> float:
+            return deadline
 
         def request() -> None:
             with pytest.raises(NotAvailable):
-                scaler.ensure_available(HELLO, time.monotonic() + 20.0, wait=wait)
+                scaler.ensure_available(HELLO, time.monotonic() + 20.0, check=check)
 
         threads = [threading.Thread(target=request) for _ in range(20)]
         for thread in threads:
             thread.start()
-        for _ in threads:
-            assert arrived.acquire(timeout=20)
+        until(lambda: (flight := scaler.flight(HELLO)) is not None and len(flight.waiters) == 20)
         flight = scaler.flight(HELLO)
         assert flight is not None
-        assert len(flight.waiters) == 20
-        leave.set()
+        deadline = time.monotonic()
         for thread in threads:
             thread.join(20)
         assert not flight.is_wanted(time.monotonic())
@@ -191,12 +188,11 @@ class TestWhoCounts:
         cache = FunctionCache(0.25, clock=clock)
         scaler = FunctionScaler(provider, cache, clock=clock)
 
-        def wait(flight: Flight[FunctionMeta]) -> bool:
-            until(lambda: cache.find(HELLO))
-            return False
+        def check(_: object) -> float:
+            return clock() + (25.0 if cache.find(HELLO) is None else 0.0)
 
         with pytest.raises(NotAvailable):
-            scaler.ensure_available(HELLO, clock() + 25.0, wait=wait)
+            scaler.ensure_available(HELLO, clock() + 25.0, check=check)
         clock.advance(1_000.0)
         asked = len(provider.queries)
 
@@ -206,19 +202,19 @@ class TestWhoCounts:
 
         until(asked_again_and_again, pause=0.05)
 
-    def test_who_comes_as_it_ends_for_want_of_anybody_begins_another(self) -> None:
+    def test_who_comes_as_it_ends_for_want_of_anybody_begins_another(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         scaler = FunctionScaler(ScriptedProvider(UP), FunctionCache(0.25))
         flights: list[Flight[FunctionMeta]] = []
+        outcome = Flight.result
 
-        def wait(flight: Flight[FunctionMeta]) -> bool:
+        def result(flight: Flight[FunctionMeta]) -> FunctionMeta:
             flights.append(flight)
-            assert flight.wait(20)
             if len(flights) == 1:
-                flight.lead(for_want_of_anybody)
-            return True
+                raise NotAvailable(HELLO, 60.0)
+            return outcome(flight)
 
-        def for_want_of_anybody(_: object) -> FunctionMeta:
-            raise NotAvailable(HELLO, 60.0)
-
-        assert scaler.ensure_available(HELLO, time.monotonic() + 20.0, wait=wait).available
-        assert len(flights) == 2
+        monkeypatch.setattr(Flight, "result", result)
+        assert scaler.ensure_available(HELLO, time.monotonic() + 20.0).available
+        assert len(set(flights)) == 2

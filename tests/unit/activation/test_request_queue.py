@@ -751,7 +751,7 @@ class TestAProviderThatDoesNotAnswer:
         monkeypatch.setattr(Flight, "trouble", property(look, lambda _, error: None))
         scaler = Bench(Gate()).scaler
         with pytest.raises(ProviderError, match="down"):
-            scaler.ensure_available(HELLO, time.monotonic() + LONG, wait=lambda _: False)
+            scaler.ensure_available(HELLO, time.monotonic() + LONG, check=lambda _: -LONG)
 
 
 class TestRetryAfter:
@@ -849,6 +849,11 @@ class TestRetryAfter:
         assert not outcome.shortened
 
 
+def nobody_looks() -> bool:
+    """Return whether the thread has ended that looks for all who wait in this process, of any test."""
+    return "scalezero-lookout" not in {thread.name for thread in threading.enumerate()}
+
+
 class TestLookingUp:
     def test_a_client_that_left_is_noticed_and_the_flight_goes_on(self, connection: Connection) -> None:
         gate = Gate()
@@ -894,8 +899,8 @@ class TestLookingUp:
     ) -> None:
         monkeypatch.setattr("scalezero_wsgi.servers.watch.CHECKS_PER_SECOND", 100)
         looks: Counter[int] = Counter()
-        others = {thread.ident for thread in threading.enumerate()}  # of tests before this one
-        server.keep_alive = lambda: looks.update({threading.get_ident()} - others)
+        until(nobody_looks)
+        server.keep_alive = lambda: looks.update([threading.get_ident()])
         gate = Gate()
         bench = Bench(gate, max_waiting=100)
         requests = bench.fill(50)
@@ -916,6 +921,7 @@ class TestLookingUp:
         bench.assert_empty()
 
     def test_where_no_thread_can_be_started_nobody_waits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        until(nobody_looks)
         gate = Gate()
         bench = Bench(gate)
         start = threading.Thread.start
@@ -933,18 +939,13 @@ class TestLookingUp:
         assert served(bench.begin().outcome())
 
     def test_the_thread_that_looks_ends_when_nobody_waits_any_more(self) -> None:
-        def looking() -> int:
-            running = set(threading.enumerate()) - before
-            return sum(thread.name == "scalezero-lookout" for thread in running)
-
-        before = set(threading.enumerate())
         gate = Gate()
         bench = Bench(gate)
         requests = bench.fill(20)
-        assert looking() == 1
+        assert not nobody_looks()
         gate.opened.set()
         assert kinds(requests) == {FunctionMeta: 20}
-        until(lambda: not looking())
+        until(nobody_looks)
 
 
 def test_who_waits_no_time_is_not_served_for_a_provider_that_has_not_answered_yet() -> None:

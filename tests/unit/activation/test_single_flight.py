@@ -52,6 +52,14 @@ def later() -> float:
     return time.monotonic() + PATIENCE
 
 
+def sleep_in(flight: Flight[object], sleeper: Sleeper, timeout: float = PATIENCE) -> bool:
+    """Sleep once, as one who waits and looks up now and then."""
+    with flight.wakes(sleeper):
+        if not flight.landed:
+            sleeper.sleep(timeout)
+    return flight.landed
+
+
 def outcome(flight: Flight[object]) -> object:
     assert flight.wait(PATIENCE)
     return flight.result()
@@ -163,7 +171,7 @@ def test_those_who_leave_at_the_landing_leave_the_wake_up_to_those_behind_them()
 
     def wait(sleeper: Sleeper) -> None:
         with suppress(SystemExit):
-            ended.append(flight.wait(PATIENCE, sleeper))
+            ended.append(sleep_in(flight, sleeper))
 
     threads = []
     for number in range(3 * ABREAST):
@@ -192,7 +200,7 @@ def test_only_a_few_are_woken_at_once() -> None:
 
     flight = Flight[object](0.0, 60.0)
     sleepers = [Counting() for _ in range(100)]
-    threads = [threading.Thread(target=flight.wait, args=(PATIENCE, each)) for each in sleepers]
+    threads = [threading.Thread(target=sleep_in, args=(flight, each)) for each in sleepers]
     for thread, sleeper in zip(threads, sleepers, strict=True):
         thread.start()
         assert sleeper.asleep.wait(PATIENCE)
@@ -207,10 +215,10 @@ def test_a_waiter_may_be_woken_early_and_twice_and_waits_again() -> None:
     sleeper = Sleeper()
     sleeper.wake()
     sleeper.wake()
-    assert not flight.wait(PATIENCE, sleeper)
-    assert not flight.wait(0.01, sleeper)
+    assert not sleep_in(flight, sleeper)
+    assert not sleep_in(flight, sleeper, 0.01)
     flight.land()
-    assert flight.wait(0.0, sleeper)
+    assert sleep_in(flight, sleeper)
 
 
 def test_a_flight_keeps_nothing_of_those_who_have_left() -> None:
