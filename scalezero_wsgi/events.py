@@ -1,8 +1,8 @@
-"""What happened, as small frozen dataclasses, and the hooks that are told.
+"""Events, as small frozen dataclasses, and the hooks that receive them.
 
-A hook is any callable that takes an event. It is called in the thread in which the thing happened, so it
-should be quick; what it raises is logged and forgotten. The warm path has no events: it costs too
-little for that.
+A hook is any callable that takes an event. It is called in the thread in which the event happened, so
+it must not block. If it raises, that is logged and has no other effect. The warm path has no events: they
+would slow it down too much.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _QUIET = 60.0
 """Seconds for which the same line about the same function is not logged again."""
 
 CALLS_LOGGED = 100
-"""Calls about one function of which a line each is written in a minute."""
+"""How many calls of one function are logged in a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class ScaleRequested(FunctionEvent):
 
 @dataclass(frozen=True, slots=True)
 class FunctionReady(FunctionEvent):
-    """A replica became available, ``after`` seconds from when it was first asked for."""
+    """A replica became available, ``after`` seconds after the activation began."""
 
     after: float
 
@@ -61,7 +61,7 @@ class WaitGivenUp(FunctionEvent):
 
 @dataclass(frozen=True, slots=True)
 class StartFailed(FunctionEvent):
-    """The function cannot start; it is left alone for ``retry_after`` seconds."""
+    """The function cannot start; it rests for ``retry_after`` seconds."""
 
     reason: str
     retry_after: float
@@ -76,14 +76,14 @@ class ProviderFailed(FunctionEvent):
 
 @dataclass(frozen=True, slots=True)
 class OutageBegan(FunctionEvent):
-    """The provider fails; the function, which was last seen up, goes on being served."""
+    """The provider fails, but the function was last seen up and is still served."""
 
     error: Exception
 
 
 @dataclass(frozen=True, slots=True)
 class OutageEnded(FunctionEvent):
-    """The provider answers again, ``after`` seconds."""
+    """The provider answers again, after an outage of ``after`` seconds."""
 
     after: float
 
@@ -100,21 +100,21 @@ class RequestRefused(FunctionEvent):
 
 @dataclass(frozen=True, slots=True)
 class RequestReplayed(FunctionEvent):
-    """A safe request met the function at zero and is passed down once more."""
+    """A safe request found the function at zero and is passed down once more."""
 
     waited: float
 
 
 @dataclass(frozen=True, slots=True)
 class CoordinationLost(Event):
-    """The store in which workers meet cannot be used; this one goes on alone."""
+    """The workers' store cannot be used; this worker goes on alone."""
 
     error: Exception
 
 
 @dataclass(frozen=True, slots=True)
 class CoordinationRestored(Event):
-    """The store can be used again."""
+    """The workers' store can be used again."""
 
 
 Hook = Callable[[Event], None]
@@ -154,17 +154,17 @@ def _describe(event: Event) -> tuple[int, str]:
 class EventLog:
     """The hook that writes the log.
 
-    Of the troubles of one kind with one function one line a minute is written, with a count of the others.
-    Of the provider's, and of requests refused for one reason, there is one line for all functions: these
-    names may be a client's invention. An outage in which functions are served all the same is one line when
-    it begins and one when it ends: what fails for these functions meanwhile is not logged.
+    It logs each kind of trouble with a function once a minute, and counts the lines that it leaves out. It
+    logs the provider's failures, and refusals for the same reason, once a minute for all functions together,
+    because clients can invent names. It logs an outage in which functions are still served when it begins and
+    when it ends, but not the provider's failures for these functions in between.
     """
 
     __slots__ = ("_clock", "_outage_at", "_seen", "_served")
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._outage_at = -math.inf  # when an outage that was logged was heard of last
+        self._outage_at = -math.inf  # when a logged outage was last reported
         self._served: Bounded[Function, bool] = Bounded(10_000)
         self._seen: Bounded[tuple[type[Event], Function | str], tuple[float, int]] = Bounded(10_000)
 
@@ -186,7 +186,7 @@ class EventLog:
         logger.log(level, "%s", _one_line(line))
 
     def _is_of_an_outage(self, event: Event) -> bool:
-        """Return whether the event says no more than the line about an outage that was logged already."""
+        """Return whether the line that was logged about an outage covers this event."""
         now, heard_at = self._clock(), self._outage_at
         match event:
             case OutageBegan(function):
@@ -215,15 +215,15 @@ def _subject(event: FunctionEvent) -> Function | str:
 
 
 def _one_line(text: str) -> str:
-    """Join the lines of a text: a function's output must not look like lines of the log's own."""
+    """Join the lines of a text, so that a function's output cannot pass for lines of the log."""
     return " | ".join(text.splitlines())
 
 
 class CallLog:
-    """Writes under the id of a call what its client was not told. Safe for threads.
+    """Logs, with a call's id, what the client was not told. Safe for threads.
 
-    A function that many ask for fails them all for the same reason: of each, ``CALLS_LOGGED`` calls a minute
-    have a line. A line that comes after others were left out says how many.
+    The calls of a failing function mostly fail for the same reason, so only ``CALLS_LOGGED`` of them are
+    logged in a minute. The first line after that says how many were left out.
     """
 
     __slots__ = ("_calls", "_clock")
@@ -235,8 +235,8 @@ class CallLog:
     def __call__(self, call_id: str, function: Function | None, line: str) -> None:
         """Log the line.
 
-        :param function: with which ones the call is counted; ``None``: with those that failed of the
-            provider, for which a client may have invented the function's name.
+        :param function: the function whose calls this one is counted with; ``None`` for a failure of the
+            provider, because a client may have invented the function's name.
         """
         now = self._clock()
         left_out = 0
@@ -258,7 +258,7 @@ class CallLog:
 
 
 class Reporter:
-    """Tells every hook, and keeps their faults from the request."""
+    """Passes events to every hook, and logs a hook's exception, so that the request goes on."""
 
     __slots__ = ("_hooks",)
 

@@ -1,4 +1,4 @@
-"""What every room may name: a function, the status of its replicas, and the ways it can go wrong."""
+"""The shared types: a function, the status of its replicas, and the package's exceptions."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Function(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
-    """What a provider knows of a function at one moment.
+    """A function's replicas at one moment, as the provider reports them.
 
     :param replicas: the desired count. Zero means scaled to zero.
     :param available_replicas: how many can serve a request right now.
     :param min_replicas: the count to scale up to from zero.
     :param max_replicas: never scale above this; ``None`` means no limit.
-    :param endpoint: base URL under which the function is reached, when the provider knows one.
-    :param failure: why the function will not come up; ``None`` while there is hope. It goes to the log, and
-        to clients only with the setting ``expose_failures``.
+    :param endpoint: the function's base URL, if the provider knows it.
+    :param failure: why the function cannot start; ``None`` while it still may. It is logged, and sent to
+        clients only with the setting ``expose_failures``.
 
     :raises ValueError: if a count is negative or not an integer.
     """
@@ -64,7 +64,7 @@ class ScaleZeroError(Exception):
 
 
 class SettingError(ScaleZeroError, ValueError):
-    """A setting has a value that is not allowed; the message names setting, value and what is."""
+    """A setting has a value that is not allowed; the message names both, and what is allowed."""
 
 
 class MissingExtra(ScaleZeroError, ImportError):
@@ -78,7 +78,7 @@ class MissingExtra(ScaleZeroError, ImportError):
 
 
 class OldLibrary(ScaleZeroError, ImportError):
-    """An installed library is too old; the message names the extra that brings one that will do."""
+    """An installed library is too old; the message names the extra that installs a newer one."""
 
     def __init__(self, library: str, version: str, needed: str, extra: str) -> None:
         super().__init__(
@@ -88,11 +88,11 @@ class OldLibrary(ScaleZeroError, ImportError):
 
 
 class InvalidFunctionName(ScaleZeroError, ValueError):
-    """The name in the request cannot be a function's. Nothing was asked of the provider."""
+    """The name in the request is not a valid function name. The provider was not asked."""
 
 
 class FunctionNotFound(ScaleZeroError, LookupError):
-    """The provider answered, and does not know the function."""
+    """The provider answered that it does not know the function."""
 
     def __init__(self, name: str, namespace: str = "") -> None:
         self.function = Function(name, namespace)
@@ -100,7 +100,7 @@ class FunctionNotFound(ScaleZeroError, LookupError):
 
 
 class ProviderError(ScaleZeroError):
-    """The provider failed, refused, hung or answered nonsense. The message goes to the log only."""
+    """The provider failed, refused the call, hung or gave an invalid answer. The message is only logged."""
 
 
 class NotAvailable(ScaleZeroError):
@@ -108,7 +108,7 @@ class NotAvailable(ScaleZeroError):
 
     :ivar waited: seconds the request was held.
     :ivar retry_after: seconds that the start will probably still take.
-    :ivar shortened: whether the deadline was the client's own (``Prefer: wait=N``).
+    :ivar shortened: whether the client set the deadline (``Prefer: wait=N``).
     """
 
     def __init__(
@@ -122,9 +122,9 @@ class NotAvailable(ScaleZeroError):
 
 
 class StillStarting(NotAvailable):
-    """The request ends before its function is ready, as its client wishes; the waking goes on.
+    """The client prefers an answer now to a longer wait; the activation goes on.
 
-    :ivar wish: ``"page"``: a person wants to see something; ``"respond-async"``: RFC 7240.
+    :ivar wish: ``"page"``, for a browser that gets the waking page, or ``"respond-async"`` (RFC 7240).
     """
 
     def __init__(
@@ -139,10 +139,10 @@ class ProviderSilent(ProviderError):
 
 
 class TooManyWaiting(ScaleZeroError):
-    """No more requests are held at present.
+    """The request cannot be held: there is no free slot, or no free thread.
 
     :ivar retry_after: seconds after which another try makes sense.
-    :ivar reason: what there is too much of, in words that name no function.
+    :ivar reason: the cause, in words that name no function.
     """
 
     def __init__(self, message: str, retry_after: float = 1.0, reason: str = "no place to wait") -> None:
@@ -152,20 +152,20 @@ class TooManyWaiting(ScaleZeroError):
 
 
 class ClientGone(ScaleZeroError):
-    """The client has gone while its request waited; nobody will read an answer."""
+    """The client disconnected while its request waited; nobody will read an answer."""
 
 
 class WorkerStopping(ScaleZeroError):
-    """The worker was told to stop while the request waited; another one will serve a second try."""
+    """The worker was told to stop while the request waited; another worker can serve a retry."""
 
     retry_after = 1.0
     reason = "the worker stops"
 
 
 class MayNotWake(ScaleZeroError):
-    """The function is at zero, and a rule forbids that this request wakes it.
+    """The function is at zero, and a rule forbids this request to wake it.
 
-    :ivar status: the status that the settings ask for.
+    :ivar status: the HTTP status of the answer, from the settings.
     """
 
     def __init__(self, function: Function, status: int) -> None:
@@ -175,15 +175,15 @@ class MayNotWake(ScaleZeroError):
 
 
 class FunctionFailed(ScaleZeroError):
-    """The function cannot start, or failed again and again.
+    """The function cannot start, or rests after failed starts.
 
-    A provider raises it as well: ``raise FunctionFailed(name, "its licence has expired")`` is a failed start.
+    A provider may raise it: ``raise FunctionFailed(name, "its licence has expired")`` reports a failed start.
 
     :param function: the function, or its name alone.
-    :param retry_after: seconds left of the back-off. What a provider says here is not used: the pauses after
-        failed starts are the middleware's.
-    :ivar reason: why. It may hold the function's own output, so a client is told it only with the setting
-        ``expose_failures``.
+    :param retry_after: seconds left of the back-off. A provider's value is ignored: the middleware sets the
+        pauses after failed starts.
+    :ivar reason: why it failed. It may contain the function's own output, so clients get it only with the
+        setting ``expose_failures``.
     :ivar retry_after: seconds left of the back-off.
     """
 

@@ -14,5 +14,5 @@ def exponential(first: float, longest: float, factor: float) -> Iterator[float]:
 
 
 def backoff_step(failures: int, first: float = 1.0, longest: float = 60.0) -> float:
-    """Return the seconds between the starts of a function that failed ``failures`` times in a row."""
+    """Return the seconds to pause after ``failures`` failures in a row."""
     return min(longest, first * 2.0 ** min(failures - 1, 30))

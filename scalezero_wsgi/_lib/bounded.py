@@ -1,4 +1,4 @@
-"""A mapping that does not grow, whatever names a client invents."""
+"""A mapping of bounded size, because clients can invent any number of names."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ V = TypeVar("V")
 
 
 class Bounded(Generic[K, V]):
-    """At most ``maxsize`` keys; the least recently set goes first.
+    """A mapping of at most ``maxsize`` keys; the one that was set longest ago is evicted first.
 
     Safe for threads and after a fork. Readers take no lock and never see a key vanish while it is being
-    set again: the order is kept apart from the values. ``get`` is the dictionary's own.
+    set again, because the order is kept apart from the values. ``get`` is the inner dictionary's method.
 
-    :param dropped: is given each value that goes for want of room.
+    :param dropped: called with each evicted value.
     :raises ValueError: ``maxsize`` is less than 1.
     """
 
@@ -41,12 +41,12 @@ class Bounded(Generic[K, V]):
         return len(self._values)
 
     def items(self) -> list[tuple[K, V]]:
-        """Return what there is at this moment."""
+        """Return a copy of the items."""
         with self._lock.get():
             return list(self._values.items())
 
     def set(self, key: K, value: V) -> None:
-        """Put ``value``, and drop what is too much."""
+        """Set ``value``, and evict the oldest keys beyond ``maxsize``."""
         with self._lock.get():
             self._values[key] = value
             self._order.pop(key, None)
@@ -57,14 +57,14 @@ class Bounded(Generic[K, V]):
                 self._dropped(self._values.pop(oldest))
 
     def change(self, key: K, change: Callable[[V | None], V]) -> V:
-        """Replace the value by ``change(value)`` in one step that no other writer comes between."""
+        """Replace the value with ``change(value)``, atomically among writers, and return it."""
         with self._lock.get():
             value = change(self._values.get(key))
             self.set(key, value)
         return value
 
     def pop(self, key: K) -> None:
-        """Forget the key, if it is there."""
+        """Remove the key, if it is there."""
         with self._lock.get():
             self._order.pop(key, None)
             self._values.pop(key, None)

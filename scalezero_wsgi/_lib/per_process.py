@@ -1,8 +1,8 @@
-"""A value of its own for every process.
+"""A separate value for each process.
 
-A lock held, a thread started or a socket opened before a fork is dead or shared in the child, and a
-lock made before gevent patches the standard library freezes its hub. So nothing of the kind is made at
-import or in a constructor: it is made on first use, once in each process.
+After a fork, a held lock stays held in the child, a thread is dead and a socket is shared. A lock made
+before gevent patches the standard library freezes gevent's hub. So locks, threads and sockets are made on
+first use, once in each process, and never at import or in a constructor.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class PerProcess(Generic[T]):
-    """Calls ``make`` on first use in each process and remembers the outcome.
+    """Calls ``make`` on first use in each process and keeps its result.
 
-    Safe for threads without a lock of its own: ``make`` may run twice when two threads come first at
-    once, but all get the same value (``dict.setdefault`` is atomic).
+    Safe for threads without a lock of its own: ``make`` may run twice if two threads call ``get``
+    first at the same time, but both get the same value (``dict.setdefault`` is atomic).
     """
 
     __slots__ = ("_make", "_values")

@@ -1,4 +1,4 @@
-"""A wait that several sides may end."""
+"""A wait that any of several threads can end."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import threading
 class Sleeper:
     """One thread that waits until any of several others wakes it.
 
-    :meth:`sleep` is for the one thread; :meth:`wake` is safe from any other. Of one process: a copy in a
-    forked child is woken by nobody.
+    Only that thread may call :meth:`sleep`; any other may call :meth:`wake`. It belongs to one process: a
+    copy in a forked child is never woken.
     """
 
     __slots__ = ("_lock",)
@@ -20,10 +20,10 @@ class Sleeper:
         self._lock.acquire()
 
     def sleep(self, timeout: float) -> None:
-        """Block until woken, at most ``timeout`` seconds; not at all if woken already."""
+        """Block until woken, for at most ``timeout`` seconds; return at once if woken already."""
         self._lock.acquire(timeout=min(max(0.0, timeout), threading.TIMEOUT_MAX))
 
     def wake(self) -> None:
-        """End the sleep, or the next one."""
-        with contextlib.suppress(RuntimeError):  # has been woken already
+        """End the current sleep, or else the next one."""
+        with contextlib.suppress(RuntimeError):  # woken already
             self._lock.release()
