@@ -1,4 +1,4 @@
-"""The activation of one function, from the first query to the first replica: led by this worker or followed.
+"""The activation of one function, from the first query to the first replica, as leader or follower.
 
 ::
 
@@ -10,8 +10,8 @@
 
     from each of the four: a replica is available ──▶ READY; the provider says why there is none ──▶ FAILED
 
-A function at zero is requested at once; again only when the request was not shown for ``SETTLE`` seconds, or
-when the function has ended, and then with growing pauses.
+A function at zero is requested at once. It is requested again only if the provider has not shown the count
+for ``SETTLE`` seconds, or if the function has ended, and then with growing pauses.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ UNWANTED_PAUSE = 3.0
 """Seconds between two queries while nobody waits."""
 
 SLICE = 0.25
-"""Seconds within which a request that arrives during that pause is noticed."""
+"""Seconds within which a request that arrives during ``UNWANTED_PAUSE`` is noticed."""
 
 LEADER_SILENT = 2 * WATCH + 1.0
-"""Seconds after which a leader that has published nothing counts as one whose provider does not answer."""
+"""Seconds without a publication after which the leader's provider counts as silent."""
 
 
 class Phase(Enum):
@@ -74,7 +74,7 @@ def next_phase(phase: Phase, status: ReplicaStatus, available: bool) -> Phase:
 
 
 class _Failing(NamedTuple):
-    """How one kind of provider call has failed without a break, so many ``times``."""
+    """A row of failures of one kind of provider call: the last error, when the row began, its length."""
 
     error: ProviderError
     since: float
@@ -85,12 +85,12 @@ _WORKING: _Failing | None = None
 
 
 class Activation(Refresh):
-    """What a flight does as a leader and as a follower. Of one flight and its thread.
+    """Runs an activation as leader or as follower. For one flight and its thread.
 
     :param since: ignore answers to queries made before that moment.
-    :param usual: returns how long the function's starts take, in seconds; empty if that is not known.
-    :param flight: whose ``trouble`` and ``starting`` are set, and where it is seen whether anybody waits.
-    :param ends_at: returns the monotonic seconds after which the flight is of use to nobody.
+    :param usual: returns how long the function's last starts took, in seconds; empty if that is not known.
+    :param flight: the flight: this sets its ``trouble`` and ``starting``, and asks it whether anybody waits.
+    :param ends_at: returns the monotonic seconds after which nobody needs the flight.
     """
 
     def __init__(
@@ -116,15 +116,15 @@ class Activation(Refresh):
     # As a follower
 
     def on_update(self, shared: SharedStatus, is_update: bool) -> FunctionMeta | None:
-        """Return the outcome that another leader published, if there is one.
+        """Return the outcome that the leader published; ``None`` if there is none yet.
 
-        :raises ScaleZeroError: there is one, and it is not a replica.
+        :raises ScaleZeroError: the outcome is an error.
         """
         trouble: ProviderError | None = None
         if shared.trouble is not None and shared.trouble.age <= LEADER_SILENT:
-            trouble = ProviderError("the provider fails another worker: see its log")
+            trouble = ProviderError("another worker's call failed: see that worker's log")
         elif shared.age > LEADER_SILENT:
-            trouble = ProviderSilent("no worker has had an answer of the provider")
+            trouble = ProviderSilent("no worker has had an answer from the provider")
         self._flight.trouble = trouble
         if shared.status is not None and not shared.status.available_replicas:
             self._flight.starting = True
@@ -137,13 +137,13 @@ class Activation(Refresh):
             self._was_unavailable = True
         self._state.refuse_while_resting(self._clock())
         if is_update and shared.trouble is not None and shared.trouble.final:
-            raise ProviderError("the provider failed another worker for too long: see its log")
+            raise ProviderError("another worker's calls failed for too long: see that worker's log")
         return None
 
     def _arrive(self, meta: FunctionMeta) -> FunctionMeta:
         state, now = self._state, self._clock()
         if self._was_unavailable:
-            if not state.durations:  # a leader of an earlier release does not tell
+            if not state.durations:  # a leader of an earlier release does not publish them
                 self._context.cache.set_durations(state, (now - self._begun,))
             self._context.report(FunctionReady(self._function, now - self._begun))
         elif self._was_suspect and state.came_up_at <= state.refuted_at:
@@ -155,14 +155,14 @@ class Activation(Refresh):
     def lead(self, leadership: Leadership) -> FunctionMeta:
         """Loop until a replica is available.
 
-        :raises ScaleZeroError: there will be none.
+        :raises ScaleZeroError: no replica will be available.
         :raises LeadershipLost: another worker leads.
         """
         self._leadership = leadership
         self._flight.trouble = ProviderSilent("the provider did not answer in time")
         self._querying = self._scaling = _WORKING
         self._requests = self._early_returns = 0
-        # Requested lately, perhaps by a leader that has died: it may not show yet.
+        # A start that was requested lately, perhaps by a leader that has died, may not show yet.
         pending = self._state.unseen_start(self._clock(), within=SETTLE)
         self._phase = Phase.QUERYING if pending is None else Phase.REQUESTED
         self._requested_at = None if pending is None else pending.at
@@ -173,7 +173,7 @@ class Activation(Refresh):
         self._wanted_elsewhere = False
         seen: ReplicaStatus | None = None
         while True:
-            # Queries are rare while nobody waits: take the middle of the last pause for the end.
+            # Queries are rare while nobody waits: assume that the start ended halfway through the last pause.
             started_at = self._started_at + self._unwanted_for / 2 if self._was_unavailable else None
             try:
                 meta = self._query(seen, started_at, solved=self._scaling is None)
@@ -188,7 +188,7 @@ class Activation(Refresh):
             if self._phase is Phase.READY:
                 return self._arrive(meta)
             self._was_unavailable = self._flight.starting = True
-            leadership.check()  # first: a deposed leader may see the state of a later start
+            leadership.check()  # before acting: a deposed leader may see the state of a later start
             if meta.status.failure is not None:
                 self._note_failure(meta)
             requested_at = self._requested_at
@@ -200,12 +200,12 @@ class Activation(Refresh):
                 self._wait_for_the_next(changed)
 
     def _note_failure(self, meta: FunctionMeta) -> None:
-        """:raises FunctionFailed: the failure stands against the start, and the function rests."""
+        """Raise :class:`FunctionFailed` if the provider's failure ends this start or causes a rest."""
         reason, now = str(meta.status.failure), self._clock()
         if self._phase is Phase.FAILED:
             self._fail(reason, meta)
             return
-        # Left from before: it does not stand against a new start, but for one that came too soon.
+        # An old failure does not end a new start, unless the function ended so soon that it must rest.
         noted = self._state.note_end(reason, now)
         try:
             if noted:
@@ -216,7 +216,7 @@ class Activation(Refresh):
     def _fail(self, reason: str, meta: FunctionMeta) -> None:
         self._state.fail_start(reason, self._clock())
         try:
-            self._rest()  # first: to publish may take as long as the rest
+            self._rest()  # before publishing, which may take as long as the rest
         finally:
             self._publish(meta)
 
@@ -228,10 +228,10 @@ class Activation(Refresh):
             raise
 
     def _may_request_again(self, requested_at: float) -> bool:
-        """Return whether a function that is at zero in spite of a request is to be scaled up now.
+        """Return whether to request the function again now: it is at zero although it was requested.
 
-        Not at once: a function that ends as soon as it starts, of which the provider tells no failure, would
-        be started without a pause.
+        Pause first: otherwise a function that ends as soon as it starts, without a failure that the provider
+        tells, would be started again and again.
         """
         pause = backoff_step(max(1, self._requests))
         shown = self._phase is not Phase.REQUESTED
@@ -243,15 +243,15 @@ class Activation(Refresh):
         replicas = meta.status.first_replicas
         try:
             with leadership.acting():
-                started_at = self._clock()  # now: a provider may return when the function is ready
+                started_at = self._clock()  # before the call, which may take until the function is ready
                 self._call(self._context.provider.set_replicas, *self._function, replicas)
         except ProviderError as error:
             self._scaling = self._note_fault(error, self._scaling)
             self._pause(backoff_step(self._scaling.times, 0.05, 1.0))
             return
         except FunctionFailed as error:
-            leadership.confirm()  # what a deposed leader tried does not stand against what another started
-            state.begin_start(self._clock())  # the failure is this start's own, not that of one before
+            leadership.confirm()  # a deposed leader's failure must not count for the new leader's start
+            state.begin_start(self._clock())  # the failure counts for this start, not for an earlier one
             self._fail(str(error.reason), meta)
             return
         self._scaling = None
@@ -268,9 +268,9 @@ class Activation(Refresh):
         self._early_returns = 0
 
     def _note_fault(self, error: ProviderError, before: _Failing | None) -> _Failing:
-        """Note that a call failed, which is made again after a pause.
+        """Note that a call failed. The caller repeats it after a pause.
 
-        :raises ProviderError: it has failed for too long.
+        :raises ProviderError: the call has failed for too long.
         """
         now = self._clock()
         failing = _Failing(error, before.since if before else now, before.times + 1 if before else 1)
@@ -283,8 +283,8 @@ class Activation(Refresh):
         return failing
 
     def _wait_for_the_next(self, changed: bool) -> None:
-        """Pause before the next query. A provider that watches waits by itself, unless it came back
-        without a change, too early perhaps: then pauses keep it from spinning."""
+        """Pause before the next query. A provider that watches waits by itself. If it returned without a
+        change, perhaps too early, pause all the same, so as not to spin."""
         if self._context.watching is None:
             self._pause_polling()
         elif not changed:
@@ -316,7 +316,7 @@ class Activation(Refresh):
         return self._wanted_elsewhere
 
     def _pause(self, duration: float) -> None:
-        """:raises NotAvailable: the flight is of use to nobody any more."""
+        """Pause for about ``duration`` seconds; raise :class:`NotAvailable` once nobody needs the flight."""
         self._context.pause(duration)
         self._check_end()
 

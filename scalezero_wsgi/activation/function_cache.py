@@ -1,4 +1,4 @@
-"""What this process knows of each function's replicas, and when it asked.
+"""What this process knows about each function's replicas, and when it asked the provider.
 
 After OpenFaaS's ``gateway/handlers/function_cache.go``. Entries are immutable and replaced whole, so readers
 need no lock.
@@ -21,7 +21,7 @@ from .state import REMEMBERED, FunctionMeta, FunctionState, median
 MAXSIZE = 10_000
 
 OTHERS = 50
-"""Functions, those that started last, by which it is estimated how long another one's first start takes."""
+"""How many functions' last starts are kept, to estimate how long another function's first start takes."""
 
 
 class Freshness(Enum):
@@ -36,15 +36,15 @@ class Freshness(Enum):
 class FunctionCache:
     """A bounded cache of replica counts. Safe for threads and after a fork; readers take no lock.
 
-    Functions that the provider knows and names that it has not confirmed are bounded apart, so that a client
-    who invents names drives no real function out.
+    Names that the provider has not confirmed have a bound of their own, so that a client that invents names
+    evicts no real function.
 
     :param expiry: seconds for which an entry is fresh.
     :param stale_for: seconds for which it may be used after that, while it is refreshed.
-    :param maxsize: how many functions are remembered; the least recently set goes first.
+    :param maxsize: how many functions are remembered; the one that was set longest ago is evicted first.
     :param missing_expiry: seconds for which an unknown function is remembered as unknown.
     :param stale_if_error: seconds for which an entry may be used while the provider fails.
-    :param clock: where monotonic seconds come from.
+    :param clock: returns monotonic seconds.
     """
 
     __slots__ = (
@@ -80,17 +80,17 @@ class FunctionCache:
         return len(self._known)
 
     def find(self, function: Function) -> FunctionMeta | None:
-        """Return the function's entry, whatever its age; ``None``: there is none."""
+        """Return the function's entry, whatever its age; ``None`` if there is none."""
         state = self.find_state(function)
         return None if state is None else state.meta
 
     def peek(self, function: Function) -> FunctionState | None:
-        """Return what is remembered of the function, if there is anything."""
-        # Looked up twice: the provider may confirm it between the first look and the second.
+        """Return the function's state; ``None`` if there is none."""
+        # Look into _known twice: another thread may move the state there after the first look.
         return self.find_state(function) or self._unconfirmed.get(function) or self.find_state(function)
 
     def state(self, function: Function) -> FunctionState:
-        """Return what is remembered of the function; it is made if there is nothing."""
+        """Return the function's state; make one if there is none."""
         state = self.peek(function)
         if state is None:
             with self._lock.get():
@@ -101,7 +101,7 @@ class FunctionCache:
         return state
 
     def states(self) -> list[FunctionState]:
-        """Return what is remembered of each function."""
+        """Return the states of all functions."""
         return [state for _, state in [*self._known.items(), *self._unconfirmed.items()]]
 
     def get(self, name: str, namespace: str = "") -> tuple[ReplicaStatus, bool]:
@@ -123,7 +123,7 @@ class FunctionCache:
         return Freshness.STALE if age <= self.usable else Freshness.EXPIRED
 
     def last_seen_up(self, function: Function) -> FunctionMeta | None:
-        """Return the entry of a function that may be served while the provider fails."""
+        """Return the entry if it may be served while the provider fails; else ``None``."""
         meta = self.find(function)
         if meta is None or not meta.available or meta.expired(self.stale_if_error, self.clock()):
             return None
@@ -140,9 +140,9 @@ class FunctionCache:
     ) -> FunctionMeta:
         """Remember a status.
 
-        :param state: of a function that may have been forgotten while the provider was asked.
+        :param state: the state to use if the function was evicted while the provider was asked.
         :param asked_at: when the provider was asked (monotonic seconds; by default now). An answer
-            older than what is known already is not taken.
+            that is older than the entry is ignored.
         :return: the entry made of ``status``.
         """
         asked_at = self.clock() if asked_at is None else asked_at
@@ -160,7 +160,7 @@ class FunctionCache:
         return meta
 
     def labelled_seconds(self, function: Function, label: str, default: float) -> float:
-        """Return the duration that a function's label says, in seconds; ``default`` if it says none."""
+        """Return the duration in a function's label, in seconds; ``default`` if it holds none."""
         state = self.find_state(function)
         meta = None if state is None else state.meta
         if meta is None or label not in meta.status.labels:
@@ -169,7 +169,7 @@ class FunctionCache:
         return default if told is None else told
 
     def mark_suspect(self, function: Function) -> None:
-        """Use the entry no more, nor any answer to a question asked before now."""
+        """Stop using the entry, and ignore answers to queries made before now."""
         with self._lock.get():
             meta = self.find(function)
             if meta is not None:
@@ -181,8 +181,7 @@ class FunctionCache:
     def set_missing(self, function: Function, found_at: float | None = None) -> None:
         """Remember that the provider does not know the function.
 
-        :param found_at: when that was found (monotonic seconds; by default now). It does not stand against
-            an answer that is newer.
+        :param found_at: when that was found (monotonic seconds; by default now). A newer entry is kept.
         """
         found_at = self.clock() if found_at is None else found_at
         with self._lock.get():
@@ -193,7 +192,7 @@ class FunctionCache:
                 self._known.pop(function)
 
     def is_missing(self, function: Function) -> bool:
-        """Return whether the provider was found, a moment ago, not to know the function."""
+        """Return whether the provider said, within ``missing_expiry``, that it does not know the function."""
         state = self._unconfirmed.get(function)
         return state is not None and self.clock() <= state.missing_at + self.missing_expiry
 
@@ -203,6 +202,6 @@ class FunctionCache:
         self._recent_starts.set(state.function, durations[-1])
 
     def usual_start(self) -> float | None:
-        """Return the median of how long the functions' last starts took, in seconds, for one that has not
-        started yet; ``None`` if there was none."""
+        """Return the median of all functions' last starts, in seconds, as an estimate for a function that has
+        not started yet; ``None`` if there were none."""
         return median([duration for _, duration in self._recent_starts.items()])

@@ -1,6 +1,6 @@
-"""A provider that fails or is silent for a function, and when it is asked again.
+"""Note when a provider fails or is silent for a function, and when to ask it again.
 
-Meanwhile a function that was last seen up goes on being served: *stale if error*, RFC 5861 section 4.
+Meanwhile a function that was last seen up is still served: *stale if error*, RFC 5861 section 4.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ SILENT = 1.0
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 15.0
-"""Seconds without another query after one that failed; they double from one to the other."""
+"""Seconds to pause after a failed query: each pause is twice the one before, up to the longest."""
 
 WORKING = 3.0
-"""Seconds within which an answer shows that the provider works, be it slowly."""
+"""Seconds within which an answer shows that the provider works, if only slowly."""
 
 RECENT = 10.0
-"""Seconds for which a failure says that the next query will fail, after the pause that follows it."""
+"""Seconds, after the pause that follows a failure, within which the next query will probably fail, too."""
 
 FORGOTTEN = 300.0
-"""Seconds after which it is forgotten."""
+"""Seconds after that pause at which the outage is forgotten."""
 
 
 class Outages:
     """Notes outages in the functions' states. Safe for threads.
 
     :param clock: monotonic seconds.
-    :param report: is told when a function is first served in spite of its provider, and when it need not be
-        any more.
-    :param jitter: a number from 0 to 1 for each pause.
+    :param report: receives an event when a function is first served during an outage, and when that outage
+        ends.
+    :param jitter: returns a number from 0 to 1 for each pause.
     """
 
     def __init__(self, clock: Callable[[], float], report: Reporter, jitter: Callable[[], float]) -> None:
@@ -48,22 +48,22 @@ class Outages:
         self._lock = PerProcess(lambda: threading.Lock())
 
     def error(self, state: FunctionState) -> ProviderError | None:
-        """Return what the provider failed with last; ``None``: it answers, or it was not asked for long."""
+        """Return the provider's last error; ``None`` if it answers, or the error is forgotten."""
         outage = self._current(state)
         return None if outage is None else outage.error
 
     def lasts(self, state: FunctionState) -> bool:
-        """Return whether the provider failed a moment ago and has not answered since, not even slowly."""
+        """Return whether the provider failed recently and has not answered since, not even slowly."""
         outage = self._current(state)
         return outage is not None and not outage.slow and self._clock() <= outage.retry_at + RECENT
 
     def resting(self, state: FunctionState) -> bool:
-        """Return whether the provider is left alone for a while."""
+        """Return whether it is too early to ask the provider again."""
         outage = self._current(state)
         return outage is not None and self._clock() < outage.retry_at
 
     def pause(self, state: FunctionState) -> float:
-        """Return for how many seconds the provider is left alone after the next failure, on the average."""
+        """Return the seconds to pause after the next failure, before jitter."""
         outage = self._current(state)
         return backoff_step(1 if outage is None else outage.failures + 1, FIRST_PAUSE, LONGEST_PAUSE)
 
@@ -72,7 +72,7 @@ class Outages:
         now = self._clock()
         retry_at = now + self.pause(state) * (0.75 + self._jitter() / 2)
         silent = isinstance(error, ProviderSilent)
-        error = ProviderError(str(error))  # without a traceback, which would keep what a request holds
+        error = ProviderError(str(error))  # a traceback would keep a request's objects alive
         with self._lock.get():
             known = self._current(state)
             if known is None:
@@ -82,7 +82,7 @@ class Outages:
                 state.outage = Outage(error, since, now, failures, retry_at, silent, served=served)
 
     def serve(self, state: FunctionState) -> None:
-        """Note that the function is served although its provider fails, as was noted."""
+        """Note that the function is served during the outage, if there is one."""
         outage = self._current(state)
         if outage is None or outage.served:
             return
@@ -94,9 +94,9 @@ class Outages:
         self._report(OutageBegan(state.function, outage.error))
 
     def answered(self, state: FunctionState, asked_at: float) -> None:
-        """Note an answer to a question from that moment.
+        """Note that the provider answered a query that was made at ``asked_at``, in monotonic seconds.
 
-        One from before the last failure ends nothing, nor does one that took long: the next one would, too.
+        A query made before the last failure does not end the outage, nor does a slow answer.
         """
         outage, now = state.outage, self._clock()
         if outage is None:
@@ -112,6 +112,6 @@ class Outages:
             self._report(OutageEnded(state.function, now - outage.since))
 
     def _current(self, state: FunctionState) -> Outage | None:
-        """Return the outage, unless nothing has been heard of it for so long that it says nothing of now."""
+        """Return the outage; ``None`` if there is none, or it is forgotten."""
         outage = state.outage
         return None if outage is None or self._clock() > outage.retry_at + FORGOTTEN else outage

@@ -27,21 +27,21 @@ from .state import FunctionMeta
 T = TypeVar("T")
 
 WATCH = 5.0
-"""Seconds for which a provider is asked to watch for a change at a time."""
+"""Seconds for which the provider watches for a change in one call."""
 
 FOLLOW = 5.0
-"""Seconds for which a refresh keeps the others waiting, and waits for another's."""
+"""Seconds for which a leading refresh keeps its lease, and for which a following one waits."""
 
 
 class Context(NamedTuple):
     """What every flight works with.
 
-    :ivar provider: its calls block within its own time-outs.
-    :ivar watching: the same if it can wait for a change by itself.
-    :ivar learning: the same if it wants to hear what other workers learned.
-    :ivar report: is told what happens.
-    :ivar clock: monotonic seconds.
-    :ivar pause: blocks for about so many seconds.
+    :ivar provider: its own time-outs bound how long its calls block.
+    :ivar watching: the provider, if it can wait for a change by itself.
+    :ivar learning: the provider, if it learns from the statuses that other workers publish.
+    :ivar report: receives the events.
+    :ivar clock: returns monotonic seconds.
+    :ivar pause: blocks for about the given number of seconds.
     """
 
     provider: Provider
@@ -56,7 +56,7 @@ class Context(NamedTuple):
 
 
 class Refresh:
-    """Have one function's status asked for once, by this worker or another. Of one flight and its thread."""
+    """Query one function's status once, here or in another worker. For one flight and its thread."""
 
     def __init__(self, context: Context, function: Function) -> None:
         self._context = context
@@ -74,7 +74,7 @@ class Refresh:
             )
         except FunctionNotFound:
             pass
-        except NotAvailable:  # the worker that asks has had no answer for as long; or it waits for a start
+        except NotAvailable:  # the leader got no answer in this time, or it waits for a start
             if outages.error(self._state) is None and self._context.cache.last_seen_up(self._function):
                 outages.failed(self._state, ProviderSilent("the provider does not answer another worker"))
         except ProviderError as error:
@@ -86,7 +86,7 @@ class Refresh:
             return True
         outages = self._context.outages
         if shared.trouble is not None and shared.trouble.age <= outages.pause(self._state):
-            outages.failed(self._state, ProviderError("it fails another worker: see its log"))
+            outages.failed(self._state, ProviderError("another worker's query failed: see that worker's log"))
             return True
         return None
 
@@ -110,13 +110,13 @@ class Refresh:
     ) -> FunctionMeta:
         """Query the provider, or let it watch for a change from ``seen``; cache and publish the answer.
 
-        A provider that raises :class:`FunctionFailed` has answered: the function does not come up.
+        A provider that raises :class:`FunctionFailed` has answered: the function cannot start.
 
-        :param started_at: when the start that is waited for was requested: if it has ended, it is remembered
-            how long it took. ``None``: none is waited for.
-        :param solved: whether the leader's other calls work, as far as is known.
+        :param started_at: when the awaited start was requested, to remember how long it took if it has ended
+            now. ``None`` if no start is awaited.
+        :param solved: ``False`` while the leader's ``set_replicas`` fails, which is published as well.
         :raises FunctionNotFound: the provider does not know the function.
-        :raises ProviderError: the call failed, whatever was raised.
+        :raises ProviderError: the call failed with any other error.
         """
         self._state = self._context.cache.peek(self._function) or self._state
         watching, asked_at = self._context.watching, self._clock()
@@ -128,14 +128,14 @@ class Refresh:
                 status = self._call(watching.wait_for_change, *self._function, seen, WATCH)
                 asked_at = self._clock() if status != seen else asked_at
         except FunctionFailed as error:
-            # One replica, not zero: a failure at zero is one from before, and does not stand against a start.
+            # One replica, not zero: a failure that is told at zero is an old one, and fails no new start.
             status = ReplicaStatus(1, 0, failure=str(error.reason))
         if not isinstance(status, ReplicaStatus):
             raise ProviderError(f"get_replicas returned {status!r}, not a ReplicaStatus")
         if self._state.outage is not None:
             self._context.outages.answered(self._state, asked_at)
         meta = self._see(status, asked_at)
-        if started_at is not None and meta.available:  # before it is published, so that it is published along
+        if started_at is not None and meta.available:  # before _publish, which shares it
             durations = (*self._state.durations, self._clock() - started_at)
             self._context.cache.set_durations(self._state, durations)
         fault = None if solved or meta.available else ProviderFault()
@@ -146,8 +146,8 @@ class Refresh:
         """Call the provider.
 
         :raises FunctionNotFound: the provider does not know the function; this is published.
-        :raises FunctionFailed: the function does not start.
-        :raises ProviderError: the call failed, whatever was raised.
+        :raises FunctionFailed: the function cannot start.
+        :raises ProviderError: the call failed with any other error.
         """
         asked_at = self._clock()
         try:
@@ -156,16 +156,16 @@ class Refresh:
             self._context.outages.answered(self._state, asked_at)
             self._context.cache.set_missing(self._function)
             self._leadership.publish(SharedStatus(None))
-            raise FunctionNotFound(*self._function) from None  # whatever the provider put into its own
+            raise FunctionNotFound(*self._function) from None  # without what the provider put into its own
         except (FunctionFailed, ProviderError):
             raise
-        except BaseException as error:  # a leader's thread ends with its flight: nobody else is meant
+        except BaseException as error:  # even SystemExit: this thread runs only the flight
             raise ProviderError(f"{type(error).__name__}: {error}") from error
 
     def _publish(
         self, meta: FunctionMeta | None, fault: ProviderFault | None = None, is_update: bool = True
     ) -> None:
-        """Tell the other workers a status, and what is remembered of the function's starts."""
+        """Publish a status to the other workers, and what is remembered about the function's starts."""
         if self._leadership.alone:
             return
         now = self._clock()
@@ -183,7 +183,7 @@ class Refresh:
 
         :param is_update: whether it was published while this worker waited for it.
         :param since: ignore answers to queries made before that moment.
-        :return: the entry made of it, if it counts as an answer: it is fresh, or an update.
+        :return: the new entry, if it counts as an answer because it is fresh or an update; else ``None``.
         :raises FunctionNotFound: the provider does not know the function.
         """
         cache, now = self._context.cache, self._clock()
@@ -201,7 +201,7 @@ class Refresh:
         if shared.trouble is None:
             self._context.outages.answered(self._state, asked_at)
         else:
-            is_update = False  # a fault is published along with an answer from before
+            is_update = False  # a fault is published with an earlier answer
         if shared.status is not None:
             meta = self._see(shared.status, asked_at)
             return meta if is_update or shared.age <= cache.expiry else None
@@ -214,5 +214,5 @@ class Refresh:
         self._state.observe(status, asked_at)
         name, namespace = self._function
         meta = self._context.cache.set(name, status, namespace, asked_at=asked_at, state=self._state)
-        self._state = meta.state  # another one if it had been forgotten meanwhile
+        self._state = meta.state  # another object, if the old one was evicted meanwhile
         return meta

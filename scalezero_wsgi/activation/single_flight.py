@@ -1,7 +1,7 @@
-"""One call at a time for each key, shared by all who want its outcome.
+"""One call at a time for each key, shared by all callers that want its outcome.
 
-A flight belongs to nobody who waits for it: a background thread leads it, and every caller joins with
-a deadline of its own. Whoever goes away leaves the flight to the others.
+A flight belongs to none of its callers: a background thread leads it, and every caller joins with a deadline
+of its own. If one leaves, the flight goes on for the others.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ T = TypeVar("T")
 
 
 ABREAST = 16
-"""Waiters that are woken at once; each wakes another. Fewer lag behind on a busy machine, where a chain of
-single wake-ups waits for the processor at every link; many fight for the interpreter's lock."""
+"""How many waiters are woken at once; each wakes another. With fewer, a busy machine lags,
+because each wake-up in a chain waits for the processor. With many, they fight for the interpreter's lock."""
 
 
 class Flight(Generic[T]):
@@ -31,12 +31,12 @@ class Flight(Generic[T]):
 
     :ivar landed: whether it has ended.
     :ivar started_at: monotonic seconds at which it began.
-    :ivar until: monotonic seconds after which the leader should end; later joiners move it on.
-    :ivar waiters: one token for each caller who waits.
-    :ivar wanted_until: monotonic seconds up to which somebody who does not wait wants its outcome; or when
-        the last of those who waited left.
-    :ivar trouble: the error that the leader met last, while it still tries.
-    :ivar starting: whether it is known by now that the call takes long: something has to start.
+    :ivar until: monotonic seconds after which the leader should end; later joiners extend it.
+    :ivar waiters: one token for each caller that waits.
+    :ivar wanted_until: monotonic seconds up to which a caller that does not wait wants the outcome, or at
+        which the last waiter left.
+    :ivar trouble: the leader's last error, while it tries again.
+    :ivar starting: whether it is known that the function has to start, so that the call takes long.
     """
 
     __slots__ = (
@@ -57,65 +57,65 @@ class Flight(Generic[T]):
         self._error: BaseException | None = None
 
     def leave(self, waiter: object, now: float, until: float) -> None:
-        """Note that one of those who waited waits no longer.
+        """Note that a waiter has left.
 
-        :param until: monotonic seconds up to which the flight is to go on all the same.
+        :param until: monotonic seconds up to which the flight goes on all the same.
         """
         self.waiters.discard(waiter)
         self.wanted_until = max(self.wanted_until, now)
         self.until = max(self.until, until)
 
     def is_wanted(self, now: float) -> bool:
-        """Whether anybody waits for the outcome, or has said that it is of interest."""
+        """Return whether a caller waits for the outcome, or wants it without waiting."""
         return bool(self.waiters) or now <= self.wanted_until
 
     def wait(self, timeout: float) -> bool:
         """Wait at most ``timeout`` seconds; return whether the flight has landed."""
         if not self.landed:
             with self.wakes(Sleeper()) as sleeper:
-                if not self.landed:  # else nobody might be left to wake us
+                if not self.landed:  # if it has landed, nobody may be left to wake us
                     sleeper.sleep(timeout)
         return self.landed
 
     @contextlib.contextmanager
     def wakes(self, sleeper: Sleeper) -> Iterator[Sleeper]:
-        """Have the sleeper woken when the flight lands, for the length of the block.
+        """Wake the sleeper if the flight lands during the block.
 
-        Look at ``landed`` inside, before each sleep: the flight may have landed before the block began.
+        Check ``landed`` in the block before each sleep: the flight may have landed before the block began.
         """
         self._sleepers.append(sleeper)
         try:
             yield sleeper
         finally:
-            # Whoever leaves after the landing wakes another, even if nobody woke it: its own wake-up may be
-            # under way, and must not be lost for those behind it.
+            # A waiter that leaves after the landing wakes another, even if it was not woken itself: its own
+            # wake-up may be under way, and the waiters behind it need that one.
             with contextlib.suppress(IndexError, ValueError):
                 if not self.landed:
                     self._sleepers.remove(sleeper)
-                if self.landed:  # asked anew, for it may just have landed
+                if self.landed:  # checked again: it may just have landed
                     self._sleepers.popleft().wake()
 
     def result(self) -> T:
-        """The outcome of a flight that has ended; the leader's error is raised."""
+        """Return the outcome of a flight that has landed, or raise the leader's error."""
         if self._error is not None:
-            # Many waiters raise this one object: each begins its traceback anew.
+            # All waiters raise this one object: drop the traceback that the last one added.
             raise self._error.with_traceback(None)
         return self._value
 
     def lead(self, call: Callable[[Flight[T]], T]) -> None:
-        """Make the call and keep its outcome, whatever it is."""
+        """Make the call, and keep what it returns or raises."""
         try:
             self._value = call(self)
         except BaseException as error:  # noqa: BLE001  the waiters must be released in any case
             self._error = error
 
     def land(self) -> None:
-        """Release everyone who waits, about in the order in which they came.
+        """Wake all waiters, roughly in the order in which they came.
 
-        A few are woken here, and each wakes the next. A thousand threads that are woken at once take several
-        times as long, for each asks for the interpreter's lock every 5 ms until it gets it.
+        Wake a few here; each wakes the next. Waking a thousand threads at once takes several times as long,
+        because each asks for the interpreter's lock every 5 ms until it gets it.
         """
-        self.landed = True  # whoever comes later sees that, and does not sleep
+        self.landed = True  # callers that come later see this, and do not sleep
         with contextlib.suppress(IndexError):
             for _ in range(ABREAST):
                 self._sleepers.popleft().wake()
@@ -130,7 +130,7 @@ class _Flights(Generic[K, T]):
         self.leaders: set[object] = set()
 
     def fly(self, key: K, flight: Flight[T], call: Callable[[Flight[T]], T]) -> None:
-        """Lead the flight from its begin to its end."""
+        """Lead the flight from its start until it lands."""
         try:
             flight.lead(call)
         finally:
@@ -142,14 +142,14 @@ class _Flights(Generic[K, T]):
 
 
 class SingleFlight(Generic[K, T]):
-    """Starts flights and joins callers to them. Safe for threads; each process has flights of its own.
+    """Starts flights, and joins callers to them. Safe for threads; each process has flights of its own.
 
-    A single flight is not exactly-once: who comes after it ended starts another. What must happen once
-    is checked again inside the call.
+    A single flight is not exactly-once: a caller that comes after it has ended starts another. If something
+    must happen only once, the call itself must check that.
 
-    :param name: of the threads.
-    :param limit: how many leaders may run at once, those included whose call hangs.
-    :param clock: where monotonic seconds come from.
+    :param name: the name of the threads.
+    :param limit: how many leaders may run at once, including those whose call hangs.
+    :param clock: returns monotonic seconds.
     """
 
     __slots__ = ("_clock", "_flights", "_limit", "_name")
@@ -161,19 +161,19 @@ class SingleFlight(Generic[K, T]):
         self._flights: PerProcess[_Flights[K, T]] = PerProcess(_Flights)
 
     def flight(self, key: K) -> Flight[T] | None:
-        """The flight for ``key`` that runs and may be joined, if there is one. Takes no lock."""
+        """Return the running flight for ``key``, if there is one that may be joined. Takes no lock."""
         flight = self._flights.get().by_key.get(key)
         return flight if flight is not None and self._clock() <= flight.until else None
 
     def under_way(self, key: K) -> bool:
-        """Whether a flight for ``key`` runs and may be joined. Takes no lock."""
+        """Return whether a flight for ``key`` runs and may be joined. Takes no lock."""
         return self.flight(key) is not None
 
     def prolong(self, key: K, until: float, wanted_until: float) -> Flight[T] | None:
-        """Have the flight for ``key`` go on at least until ``until``, if there is one that may be joined.
+        """Extend the flight for ``key`` to ``until``, if there is one that may be joined. Start none.
 
         :param wanted_until: monotonic seconds up to which the caller wants the outcome.
-        :return: the flight. None is started.
+        :return: the flight; ``None`` if there is none.
         """
         flights = self._flights.get()
         with flights.lock:
@@ -194,13 +194,13 @@ class SingleFlight(Generic[K, T]):
     ) -> Flight[T]:
         """Join the flight for ``key``, or start one that makes ``call`` in a thread of its own.
 
-        A flight that is past its ``until`` hangs, and is given up for a new one.
+        A flight that is past its ``until`` counts as hanging: a new one replaces it.
 
         :param until: monotonic seconds up to which the caller wants the flight to go on.
         :param wanted_until: monotonic seconds up to which the caller wants the outcome without waiting for
             it; by default ``until``.
-        :param waiter: the caller's token, if it waits; it must :meth:`~Flight.leave`.
-        :raises TooManyWaiting: no further leader may run.
+        :param waiter: the caller's token, if it waits; it must call :meth:`Flight.leave` in the end.
+        :raises TooManyWaiting: ``limit`` leaders run already.
         """
         flights = self._flights.get()
         wanted_until = until if wanted_until is None else wanted_until

@@ -1,4 +1,4 @@
-"""Everything that one process remembers of one function; its parts are immutable and replaced whole."""
+"""What one process remembers about one function. The parts are immutable and replaced as a whole."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from ..coordination.base import Failure, SharedStatus, Start
 from ..model import Function, FunctionFailed, ProviderError, ReplicaStatus
 
 SETTLE = 2.0
-"""Seconds that a provider may take to show the count that was set, before it is set again."""
+"""Seconds to wait until the provider shows the count that was set, before setting it again."""
 
 STABLE = 60.0
-"""Seconds after which a function's end has nothing to do with its start any more."""
+"""Seconds after a start within which the function's end counts as a failure of that start."""
 
 REMEMBERED = 5
-"""Starts of a function of which it is remembered how long they took."""
+"""How many of a function's last starts are remembered with their durations."""
 
 NEVER = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
 class LastStart:
-    """The last time that the function was started from zero, by a worker or by somebody else.
+    """The last time that the function was started from zero, by a worker or by anything else that scales it.
 
-    :ivar name: tells one start from another, in the whole fleet.
-    :ivar shown: whether the provider has told since of a count above zero.
+    :ivar name: unique to this start in the whole fleet.
+    :ivar shown: whether the provider has reported a count above zero since.
     :ivar up_at: the time of the first query that showed an available replica; ``None`` before that.
     """
 
@@ -41,7 +41,7 @@ class LastStart:
 
 @dataclass(frozen=True, slots=True)
 class LastFailure:
-    """The last failed start: how many in a row, of which start, and until when the function rests."""
+    """The last failed start: the count of failures in a row, the start's name, and when the rest ends."""
 
     count: int
     start: str
@@ -50,9 +50,9 @@ class LastFailure:
 
 
 class Outage(NamedTuple):
-    """Since when the provider fails for a function, and until when it is left alone.
+    """A provider's outage for a function: when it began, and when the provider may be asked again.
 
-    :ivar silent: whether it failed by not answering.
+    :ivar silent: whether the last failure was that the provider did not answer.
     :ivar slow: whether it has answered since its last failure, but slowly.
     :ivar served: whether the function was served meanwhile.
     """
@@ -74,16 +74,16 @@ class FunctionState:
     alone, which are atomic, with or without the GIL. Times are monotonic seconds.
 
     :ivar meta: the last status.
-    :ivar missing_at: when the provider was found not to know the function.
+    :ivar missing_at: when the provider last said that it does not know the function.
     :ivar in_flight: one token for each request that the application is serving.
     :ivar last_used: when a request was last passed down.
-    :ivar refuted_at: the time of the query whose answer the application last found wrong.
+    :ivar refuted_at: the time of the last query whose answer the application found wrong.
     :ivar confirmed_at: when the provider last repeated "available" for a suspect entry.
     :ivar durations: how long the last starts took, in seconds, the latest last.
     :ivar answered_in: how long the provider took for its last answer to this worker, in seconds.
-    :ivar outage: since when the provider fails for the function; see :mod:`.outages`.
-    :ivar release_at: when the last of those who waited for a start was given its turn.
-    :ivar page_asked_at: when a waking page last asked here after a start in another worker.
+    :ivar outage: the provider's outage for the function, if there is one; see :mod:`.outages`.
+    :ivar release_at: the last turn that was given to a request that waited for a start (``release_rate``).
+    :ivar page_asked_at: when a waking page last asked this worker about a start in another one.
     """
 
     __slots__ = (
@@ -113,7 +113,7 @@ class FunctionState:
         self.outage: Outage | None = None
 
     def forget(self) -> None:
-        """Drop the entry, for want of room: callers that hold this object must look it up again."""
+        """Drop the evicted entry. Callers that hold this object must look it up again."""
         self.meta = None
 
     # Starts
@@ -123,7 +123,7 @@ class FunctionState:
         self.start = LastStart(uuid.uuid4().hex, now)
 
     def observe(self, status: ReplicaStatus, asked_at: float) -> None:
-        """Note what an answer says of the last start, before the answer becomes the entry.
+        """Note what an answer says about the last start. Call this before the answer becomes the entry.
 
         :param asked_at: when the provider was asked.
         """
@@ -135,19 +135,19 @@ class FunctionState:
             if (shown, up_at) != (start.shown, start.up_at):
                 self.start = replace(start, shown=shown, up_at=up_at)
         elif available and before is not None and self.came_up_at <= before.last_refresh < asked_at:
-            if before.status.available_replicas == 0:  # somebody else has started it
+            if before.status.available_replicas == 0:  # not started by a worker
                 self.start = LastStart(uuid.uuid4().hex, asked_at, shown=True, up_at=asked_at)
 
     @property
     def came_up_at(self) -> float:
-        """When the function was last seen to come up: older entries describe a replica that no longer exists.
-        Minus infinity: never."""
+        """The time at which the function was last seen to come up; minus infinity if never. Entries from
+        before that time describe a replica that no longer exists."""
         start = self.start
         return NEVER if start is None or start.up_at is None else start.up_at
 
     def unseen_start(self, now: float, within: float = STABLE) -> LastStart | None:
-        """Return the start that was requested less than ``within`` seconds ago, and of which the provider has
-        shown nothing yet."""
+        """Return the start that was requested less than ``within`` seconds ago and that the provider does not
+        show yet; ``None`` if there is none."""
         start, failure = self.start, self.failure
         if start is None or start.shown or now >= start.at + within:
             return None
@@ -156,7 +156,7 @@ class FunctionState:
     # Failed starts and the rest after them
 
     def refuse_while_resting(self, now: float) -> None:
-        """:raises FunctionFailed: the function rests after a failed start."""
+        """Raise :class:`FunctionFailed` while the function rests after a failed start."""
         failure = self.failure
         if failure is not None and failure.retry_at > now:
             raise FunctionFailed(self.function, failure.reason, failure.retry_at - now)
@@ -167,9 +167,9 @@ class FunctionState:
         self._fail(reason, uuid.uuid4().hex if start is None else start.name, now, now)
 
     def note_end(self, reason: str, now: float) -> bool:
-        """Note that the function ended by itself: soon after its start that is a failed start, once.
+        """Note that the function ended by itself: if that was soon after its start, the start failed.
 
-        :return: whether it is one that was not noted yet.
+        :return: whether it is a failed start that was not noted before.
         """
         start, failure = self.start, self.failure
         if start is None or now > start.at + STABLE or (failure is not None and failure.start == start.name):
@@ -178,12 +178,12 @@ class FunctionState:
         return True
 
     def _fail(self, reason: str, start: str, rest_from: float, now: float) -> None:
-        """Each failure in a row doubles the time to the next start."""
+        """Note a failed start. Each further one in a row doubles the rest."""
         last = self.failure
         count = last.count + 1 if last is not None and now <= last.retry_at + STABLE else 1
         self.failure = LastFailure(count, start, reason, rest_from + backoff_step(count))
 
-    # What the workers share of it
+    # What the workers share about it
 
     def share(self, shared: SharedStatus, now: float) -> SharedStatus:
         """Add the last start, the last failure and the durations to what is published."""
@@ -219,12 +219,12 @@ class FunctionState:
 
 @dataclass(frozen=True, slots=True)
 class FunctionMeta:
-    """A status and when it was true.
+    """A function's entry in the cache: its status, and when the provider was asked for it.
 
     :param last_refresh: monotonic seconds at which the provider was asked.
-    :param state: what else is remembered of the function.
-    :param suspect: the application could not reach the function since.
-    :ivar available: whether requests may be passed down by it.
+    :param state: what else is remembered about the function.
+    :param suspect: whether the application could not reach the function since.
+    :ivar available: whether the entry allows requests to be passed down.
     """
 
     last_refresh: float
@@ -238,7 +238,7 @@ class FunctionMeta:
 
     @property
     def function(self) -> Function:
-        """Whose status it is."""
+        """The function whose status it is."""
         return self.state.function
 
     def expired(self, expiry: float, now: float | None = None) -> bool:
@@ -248,5 +248,5 @@ class FunctionMeta:
 
 
 def median(durations: Sequence[float]) -> float | None:
-    """Return the middle one, or the later of two; ``None`` if there is none."""
+    """Return the middle duration, of two the longer one; ``None`` if there are no durations."""
     return sorted(durations)[len(durations) // 2] if durations else None
