@@ -1,7 +1,7 @@
 """The cold path: query, scale up, wait for a replica; one leader for each function.
 
-After OpenFaaS's ``gateway/handlers/scaling.go``, with its faults mended: whatever the provider says is
-cached when it is seen, a wait that ends without a replica is an error, and one failed query ends nothing.
+After OpenFaaS's ``gateway/handlers/scaling.go``, with its faults mended: every answer of the provider
+is cached at once, a wait that ends without a replica is an error, and a wait outlasts a failed query.
 """
 
 from __future__ import annotations
@@ -34,49 +34,48 @@ from .single_flight import Flight, SingleFlight
 from .state import FunctionMeta, FunctionState, median
 
 LINGER = 60.0
-"""Seconds for which a start is watched once nobody waits for it any more, unless a setting or label says
-otherwise; and those after which a refresh that has not ended counts as one that hangs."""
+"""Seconds for which a start is watched after the last waiter has left, unless a setting or a label says
+otherwise. Also the seconds after which a refresh counts as hanging."""
 
 LINGER_LABEL = "scalezero.linger"
 
 START_TIME_LABEL = "scalezero.start-time"
 
 OUTAGE_PATIENCE = 0.5
-"""Seconds for which a request waits for a provider that is known to fail, for a function that the application
-could not reach meanwhile."""
+"""Seconds for which a request for a suspect function waits for the provider, if the provider is known to
+fail."""
 
 SUSPECT_PATIENCE = 0.8
-"""The same while of a provider that usually answers within ``QUICK`` seconds nothing is known but that it is
-silent."""
+"""The same if the provider is not known to fail, and gave its last answer within ``QUICK`` seconds."""
 
 QUICK = 0.25
 
 UNKNOWN_START = 5.0
-"""Seconds that a start is taken to last when nothing tells."""
+"""Assumed duration of a start, in seconds, if nothing is known about it."""
 
 LEAST_GUESS = 2.0
-"""Seconds that are told at least of a start of which none was measured yet."""
+"""The least time left, in seconds, that is told while no start of the function was measured yet."""
 
 LATE = 5.0
-"""Seconds that are told at least of a start that takes longer than expected."""
+"""The least time left, in seconds, that is told when a start takes longer than expected."""
 
 MAX_LEADERS = 1_000
-"""Functions that may be asked for at once: it bounds the threads that a hanging provider can hold."""
+"""How many functions may be queried at once: it bounds the threads that a hanging provider can hold."""
 
 
 class FunctionScaler:
     """Makes functions available. Safe for threads and after a fork; threads start on first use.
 
-    :param provider: what knows and changes replicas. Calls block within the provider's own time-outs.
-    :param cache: where every answer goes.
-    :param report: is told what happens.
+    :param provider: reads and sets replica counts. Its own time-outs bound how long its calls block.
+    :param cache: stores every answer.
+    :param report: receives the events.
     :param peers: the other workers; by default there are none.
-    :param linger: seconds for which a start is watched once nobody waits for it any more. The label
-        ``scalezero.linger`` says it for one function.
-    :param clock: monotonic seconds.
+    :param linger: seconds for which a start is watched after the last waiter has left. The label
+        ``scalezero.linger`` overrides this for one function.
+    :param clock: returns monotonic seconds.
     :param sleep: pauses a leader.
-    :param jitter: a number from 0 to 1 for each pause; by default one that neither disturbs a seeded
-        generator of the application's nor repeats itself in the workers that it forked.
+    :param jitter: returns a number from 0 to 1 for each pause. The default neither disturbs a generator that
+        the application has seeded nor repeats itself in forked workers.
     """
 
     def __init__(
@@ -127,17 +126,17 @@ class FunctionScaler:
         since: float = -math.inf,
         check: Callable[[Flight[FunctionMeta]], float] | None = None,
     ) -> FunctionMeta:
-        """Block until the function has a replica, waking it when it is at zero.
+        """Block until the function has an available replica; start it if it is at zero.
 
         :param deadline: monotonic seconds up to which the caller waits.
         :param since: ignore answers to queries made before that moment.
-        :param check: called now and then during the wait, in another thread as well. It returns the deadline
-            as it is by then, or raises if the caller is to wait no longer; it must not block.
+        :param check: called now and then during the wait, also in another thread. It returns the current
+            deadline, or raises if the caller must stop waiting. It must not block.
         :raises FunctionNotFound: the provider does not know the function.
         :raises ProviderError: the provider failed for too long, or has not answered by the deadline.
         :raises FunctionFailed: the function cannot start, or rests after a failed start.
-        :raises NotAvailable: the deadline came first. The flight goes on.
-        :raises TooManyWaiting: too many functions are being asked for, or no thread could be started.
+        :raises NotAvailable: the deadline passed first. The flight goes on.
+        :raises TooManyWaiting: too many functions are being queried, or no thread could be started.
         """
         started_at = self._clock()
         waiter = object()
@@ -147,7 +146,7 @@ class FunctionScaler:
             if check is None or flight.landed:  # without a check one sleep is the whole wait
                 return flight.landed
             deadline = check(flight)
-            if deadline > flight.until:  # a label allows more than was known as the flight was joined
+            if deadline > flight.until:  # a label, unknown when the caller joined, allows more
                 flight.until = deadline + self._linger_of(function)
             return self._clock() < deadline
 
@@ -176,23 +175,23 @@ class FunctionScaler:
             except NotAvailable:
                 if self._clock() >= deadline:
                     raise
-                continue  # it ended for want of anybody who waits, at the moment at which we came
+                continue  # it ended because nobody waited, just as this caller joined
             if meta.last_refresh >= since:
                 return meta
 
     def start(self, function: Function, until: float, *, since: float = -math.inf) -> Flight[FunctionMeta]:
-        """Have the function activated, and do not wait for it.
+        """Activate the function without waiting for it.
 
-        :param until: monotonic seconds up to which the caller is interested. From then on the provider is
-            asked rarely, unless somebody waits.
-        :raises ScaleZeroError: as :meth:`ensure_available`, for what is known already.
+        :param until: monotonic seconds up to which the caller is interested. After that the provider is
+            queried rarely, unless somebody waits.
+        :raises ScaleZeroError: as :meth:`refuse_at_once`; also :class:`TooManyWaiting`.
         """
         self.refuse_at_once(function)
         lead = partial(self.activate, function, since)
         return self._activations.join(function, lead, until + self._linger_of(function), wanted_until=until)
 
     def keep_up(self, function: Function, until: float) -> Flight[FunctionMeta] | None:
-        """Have a start that is under way in this process go on. Starts nothing.
+        """Keep a start going that is under way in this process. Start none.
 
         :param until: monotonic seconds up to which the caller is interested.
         :return: the start's flight; ``None`` if there is none.
@@ -200,11 +199,11 @@ class FunctionScaler:
         return self._activations.prolong(function, until + self._linger_of(function), until)
 
     def flight(self, function: Function) -> Flight[FunctionMeta] | None:
-        """Return the flight that activates the function, or asks whether it has to be activated."""
+        """Return the function's flight, if one is under way: it may still be querying the status."""
         return self._activations.flight(function)
 
     def refuse_at_once(self, function: Function) -> None:
-        """Raise what is known already to stand against a start.
+        """Raise an error if it is known already that the function cannot be started now.
 
         :raises FunctionFailed: the function rests after a failed start.
         :raises FunctionNotFound: the provider did not know it a moment ago.
@@ -218,19 +217,19 @@ class FunctionScaler:
             raise FunctionNotFound(*function)
 
     def activate(self, function: Function, since: float, flight: Flight[FunctionMeta]) -> FunctionMeta:
-        """Lead or follow the function's activation in this thread, which is the flight's.
+        """Lead or follow the function's activation. Runs in the flight's thread.
 
         :param since: ignore answers to queries made before that moment.
         :raises ScaleZeroError: as :meth:`ensure_available`.
         """
 
         def ends_at() -> float:
-            """Return the monotonic seconds after which the flight is of use to nobody."""
+            """Return the monotonic seconds after which nobody needs the flight."""
             if flight.waiters:
                 return flight.until
             return min(flight.until, flight.wanted_until + self._linger_of(function))
 
-        # The caller may have decided before the last flight ended, whose result may do already.
+        # The last flight may have ended after the caller decided to join. Its result may be enough.
         meta = self._cache.find(function)
         if meta is not None and meta.available and meta.last_refresh >= since:
             if self._cache.freshness(meta) is Freshness.FRESH:
@@ -247,7 +246,7 @@ class FunctionScaler:
         return ProviderSilent(str(trouble)) if silent else ProviderError(str(trouble))
 
     def refuse_while_resting(self, function: Function) -> None:
-        """:raises FunctionFailed: the function rests after a failed start."""
+        """Raise :class:`FunctionFailed` while the function rests after a failed start."""
         state = self._cache.peek(function)
         if state is not None:
             state.refuse_while_resting(self._clock())
@@ -255,16 +254,16 @@ class FunctionScaler:
     # Refreshes, and a provider that fails
 
     def refresh(self, function: Function) -> None:
-        """Have the function's status asked for in the background, unless that is being done. Never blocks."""
+        """Query the function's status in the background, unless a query is under way. Never blocks."""
         if not self._refreshes.under_way(function):
             self._join_refresh(function)
 
     def wait_for_refresh(self, function: Function, timeout: float) -> ProviderError | None:
-        """Have the function's status asked for, without activating it, and wait for that.
+        """Query the function's status without activating it, and wait for the answer.
 
-        :param timeout: seconds shared by all callers: with a provider that hangs, those who come later do not
-            wait.
-        :return: what the matter is with the provider, if it has not told.
+        :param timeout: seconds from the start of the query, so that all callers share them: if the provider
+            hangs, later callers do not wait.
+        :return: the provider's error, if it has not answered; else ``None``.
         """
         flight = self._join_refresh(function)
         if flight is not None and not flight.wait(flight.started_at + timeout - self._clock()):
@@ -283,12 +282,12 @@ class FunctionScaler:
             return None
 
     def query(self, function: Function, flight: Flight[None]) -> None:
-        """Lead or follow a refresh in this thread, which is the flight's."""
+        """Lead or follow a refresh. Runs in the flight's thread."""
         Refresh(self._context, function).run(flight)
 
     def stale_if_error(self, function: Function, since: float = -math.inf) -> FunctionMeta | None:
-        """Return the entry of a function last seen up whose provider fails, or has been silent for a second:
-        it is to be served. Has it asked for again in the background. Never blocks.
+        """Return the entry to serve if the function was last seen up and its provider fails, or is silent for
+        a second; else ``None``. Refresh that entry in the background. Never blocks.
 
         :param since: ignore answers to queries made before that moment.
         """
@@ -302,7 +301,7 @@ class FunctionScaler:
         return meta
 
     def _note_silence(self, state: FunctionState) -> bool:
-        """Note that the provider fails if it has owed an answer for a second, and return whether it has."""
+        """Return whether a query got no answer for ``SILENT`` seconds; if so, note an outage."""
         flight = self._refreshes.flight(state.function)
         if flight is None or self._clock() <= flight.started_at + SILENT:
             return False
@@ -310,14 +309,14 @@ class FunctionScaler:
         return True
 
     def provider_failed(self, function: Function, error: ProviderError) -> None:
-        """Note that the provider was seen to fail for a function last seen up."""
+        """Note that the provider failed, if the function was last seen up and no outage is noted yet."""
         meta = self._cache.last_seen_up(function)
         if meta is not None and self._outages.error(meta.state) is None:
             self._outages.failed(meta.state, error)
 
     def patience(self, function: Function) -> float:
-        """Return for how many seconds it makes sense to wait for the provider: few if the application could
-        not reach the function and the provider fails, or is silent for once."""
+        """Return for how many seconds to wait for the provider. They are few for a suspect function whose
+        provider fails or usually answers fast; else infinite."""
         meta = self._cache.find(function)
         if meta is None or not meta.suspect:
             return math.inf
@@ -326,10 +325,10 @@ class FunctionScaler:
         return SUSPECT_PATIENCE if meta.state.answered_in <= QUICK else math.inf
 
     def mark_suspect(self, meta: FunctionMeta) -> bool:
-        """Have the provider asked again before the function is used: the application could not reach it.
+        """Note that the application could not reach the function: query the provider before using it again.
 
-        :return: ``False`` if the provider confirmed its answer less than an expiry ago: then the function
-            is there, its errors are its own, and nothing is asked for.
+        :return: ``False`` if the provider confirmed its answer less than an expiry ago. Then the function
+            is there, the errors are its own, and there is nothing to query.
         """
         state = meta.state
         if self._clock() <= state.confirmed_at + self._cache.expiry:
@@ -344,16 +343,16 @@ class FunctionScaler:
     # How long starts take
 
     def expected_start(self, function: Function) -> float | None:
-        """Return how long a start will probably take, in seconds; ``None`` when nothing tells.
+        """Return how long a start will probably take, in seconds; ``None`` if that is unknown.
 
-        That is the median of the function's last starts; before the first what its label
-        ``scalezero.start-time`` says, else the median of other functions' last starts.
+        That is the median of the function's last starts. Before its first start it is the label
+        ``scalezero.start-time``, or else the median of other functions' last starts.
         """
         own = median(self._own_starts(function))
         return self._cache.usual_start() if own is None else own
 
     def last_starts(self, function: Function) -> tuple[float, ...]:
-        """Return how long the last starts took, in seconds, the latest last; those of the whole fleet."""
+        """Return how long the last starts in the whole fleet took, in seconds, the latest last."""
         state = self._cache.peek(function)
         return () if state is None else state.durations
 
@@ -362,16 +361,16 @@ class FunctionScaler:
         return self.last_starts(function) or ((told,) if told else ())
 
     def started_at(self, function: Function) -> float | None:
-        """Return since when the function is being activated, in monotonic seconds; ``None`` if it is not."""
+        """Return when the activation under way began, in monotonic seconds; ``None`` if there is none."""
         flight = self._activations.flight(function)
         return None if flight is None else flight.started_at
 
     def time_left(self, function: Function) -> float:
-        """Return the seconds until the function is probably ready: of a whole start if none is under way.
+        """Return the seconds until the function is probably ready; of a whole start, if none is under way.
 
-        Clients often try three times and no more (urllib3's ``Retry(total=3)``). So where the expectation
-        is a guess, or has proved wrong, what is told grows with the time that has passed: their tries then
-        reach well beyond it.
+        Clients often retry only three times (urllib3's ``Retry(total=3)``). So if the expected time is a
+        guess, or has proved too short, the time returned grows with the time that has passed. Three retries
+        then reach well beyond the expected time.
         """
         started_at, expected = self.started_at(function), self.expected_start(function)
         passed = 0.0 if started_at is None else self._clock() - started_at
@@ -382,6 +381,5 @@ class FunctionScaler:
         return left if measured else max(left, passed / 2, LEAST_GUESS)
 
     def shared_status(self, function: Function) -> SharedStatus | None:
-        """Return what the workers' store holds of the function, and keep nothing of it; ``None``: nothing, or
-        there is no store."""
+        """Return the function's status in the workers' store, if there is one, without caching it."""
         return self._peers.shared_status(function)
