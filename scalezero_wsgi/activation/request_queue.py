@@ -1,7 +1,7 @@
-"""May this request go down at once? If not, may it wait, and until when?
+"""Decide whether a request may be passed down at once, or else whether it may wait, and until when.
 
-A held request takes a slot of the server. So only some may wait, each has a deadline, and each is checked
-now and then: has its client disconnected, is the worker told to stop?
+A held request occupies a thread or greenlet of the server. So only some may wait, each has a deadline, and
+each is checked now and then, in case its client has disconnected or the worker was told to stop.
 """
 
 from __future__ import annotations
@@ -39,30 +39,30 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 GRACE = 0.1
-"""Seconds given to an unknown function to prove available, before its client gets the page, a 202 or, when no
+"""Seconds to wait for the first answer about a function, before the client gets the page, a 202 or, when no
 slot is free, a refusal."""
 
 NOTICE = 0.02
-"""Seconds in which a request without a slot notices that its function has to start."""
+"""Seconds within which a request without a slot notices that its function has to start."""
 
 REFRESH_TIMEOUT = 1.0
-"""Seconds that a request which activates nothing waits for the provider to tell the status."""
+"""Seconds for which a request that may not wake waits for the provider's answer."""
 
 PAGE_INTEREST = 10.0
-"""Seconds for which a waking page that asks keeps its function's flight going."""
+"""Seconds for which each poll of a waking page keeps its function's flight going."""
 
 MAX_WAIT_LABEL = "scalezero.max-wait"
 
 
 class Caller(NamedTuple):
-    """What the queue knows of a request.
+    """What the queue knows about a request.
 
     :ivar arrived: monotonic seconds at which it came.
-    :ivar wish: what its client would rather have than wait longer: ``"page"`` or ``"respond-async"``.
-    :ivar patience: seconds it will wait before it gets ``wish``, or an error.
-    :ivar check: raises if the request is to wait no longer: its client has disconnected, or the worker stops.
-    :ivar room: returns how many requests may wait in this process, one at least, if ``max_waiting`` is not
-        set. To be called in the thread that serves the request.
+    :ivar wish: what its client prefers to a longer wait: ``"page"`` or ``"respond-async"``.
+    :ivar patience: seconds it will wait before it gets ``wish`` or an error.
+    :ivar check: raises if the request must stop waiting: its client has disconnected, or the worker stops.
+    :ivar room: returns how many requests may wait in this process, at least one, if ``max_waiting`` is
+        not set. Call it in the thread that serves the request.
     """
 
     arrived: float
@@ -86,11 +86,11 @@ class _Slots:
     def slot(
         self, function: Function, room: int | Callable[[], int], of_function: int | None
     ) -> Iterator[bool]:
-        """Hold a slot for the length of the block. It yields whether there was one.
+        """Hold a slot during the block; yield whether one was free.
 
-        :param room: how many slots there are, one at least. It costs a look at the server, which is spared
-            the request that comes when nobody waits.
-        :param of_function: how many there are for the function.
+        :param room: how many slots there are, at least one. A callable inspects the server, so it is not
+            called while nobody waits.
+        :param of_function: how many slots there are for the function; ``None`` for no limit.
         """
         with self._lock:
             here = self.by_function.get(function, 0)
@@ -114,10 +114,10 @@ class RequestQueue:
     """Holds requests until their function is available. Safe for threads and after a fork.
 
     :param scaler: makes functions available.
-    :param cache: what is known of them.
+    :param cache: what is known about them.
     :param settings: ``max_wait``, ``max_waiting`` and the like.
-    :param clock: monotonic seconds.
-    :param report: is told of a request that gives up.
+    :param clock: returns monotonic seconds.
+    :param report: receives an event when a request gives up.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class RequestQueue:
         self._release_lock = PerProcess(lambda: threading.Lock())
 
     def warm(self, function: Function) -> FunctionMeta | None:
-        """Return the entry by which a request may be passed down at once; refresh it when it is not fresh."""
+        """Return the entry if a request may be passed down at once; refresh it if it is not fresh."""
         meta = self._cache.find(function)
         if meta is None or not meta.available:
             return None
@@ -149,9 +149,9 @@ class RequestQueue:
         return meta
 
     def only_if_warm(self, function: Function) -> FunctionMeta:
-        """Like :meth:`warm`, for a request that activates nothing: wait briefly for the provider's answer.
+        """Like :meth:`warm`, for a request that may not wake; wait briefly for the provider's answer.
 
-        :raises ScaleZeroError: the function is not served to it.
+        :raises ScaleZeroError: the request cannot be passed down.
         """
         before, meta = self._cache.find(function), self.warm(function)
         if meta is None and self._cache.freshness(before) is not Freshness.FRESH:
@@ -163,7 +163,7 @@ class RequestQueue:
             raise FunctionNotFound(*function)
         after = self._cache.find(function)
         if after is before and self._cache.freshness(after) is not Freshness.FRESH:
-            raise ProviderSilent("the provider has not told whether the function is at zero")
+            raise ProviderSilent("the provider has not said whether the function is at zero")
         raise MayNotWake(function, self._settings.no_wake_status)
 
     def hold(self, function: Function, caller: Caller, since: float = -math.inf) -> FunctionMeta:
@@ -171,10 +171,10 @@ class RequestQueue:
 
         :param since: ignore answers to queries made before that moment.
         :raises TooManyWaiting: there is no slot in which to wait.
-        :raises StillStarting: the client would rather have an answer than wait longer.
+        :raises StillStarting: the client prefers an answer to a longer wait.
         :raises ClientGone: the client has disconnected.
         :raises WorkerStopping: the worker was told to stop.
-        :raises ScaleZeroError: it did not become available; see
+        :raises ScaleZeroError: the function did not become available; see
             :meth:`~scalezero_wsgi.activation.scaler.FunctionScaler.ensure_available`.
         """
         settings = self._settings
@@ -195,12 +195,12 @@ class RequestQueue:
     def _give_up(
         self, function: Function, caller: Caller, since: float, error: NotAvailable | ProviderError
     ) -> FunctionMeta:
-        """Return the entry of a function that is served although its provider fails.
+        """Return the entry to serve although the provider fails.
 
-        :raises ScaleZeroError: there is none.
+        :raises ScaleZeroError: there is no such entry.
         """
         if isinstance(error, ProviderError):
-            if not isinstance(error, ProviderSilent):  # a wait of under a second always looks like silence
+            if not isinstance(error, ProviderSilent):  # any wait shorter than a second looks like silence
                 self._scaler.provider_failed(function, error)
             stale = self._scaler.stale_if_error(function, since)
             if stale is not None:
@@ -233,9 +233,9 @@ class RequestQueue:
     def _check(
         self, function: Function, caller: Caller, joined_at: float, flight: Flight[FunctionMeta]
     ) -> float:
-        """Return the deadline of a request that waits.
+        """Return the current deadline of a request that waits.
 
-        :raises ScaleZeroError: it is to wait no longer.
+        :raises ScaleZeroError: the request must stop waiting.
         """
         deadline = self._deadline(function, caller)  # its label may be known by now
         if self._clock() < deadline:
@@ -244,7 +244,7 @@ class RequestQueue:
         return deadline
 
     def _check_provider(self, function: Function, flight: Flight[FunctionMeta], joined_at: float) -> None:
-        """:raises ProviderError: it fails or is silent, and waiting for it makes no sense."""
+        """Raise :class:`ProviderError` if the provider fails or is silent, and waiting for it is useless."""
         failing, stale = self._failing(flight), self._cache.last_seen_up(function)
         if failing is not None and stale is not None and stale.last_refresh < flight.started_at:
             self._scaler.provider_failed(function, failing)
@@ -253,10 +253,10 @@ class RequestQueue:
             raise failing or ProviderSilent("the provider does not answer")
 
     def _failing(self, flight: Flight[FunctionMeta]) -> ProviderError | None:
-        """Return what the matter is with the provider that a flight asks, as far as can be told."""
+        """Return the error of the provider that a flight queries; ``None`` if none is known."""
         trouble = flight.trouble  # read once: the leader changes it
         if isinstance(trouble, ProviderError) and not isinstance(trouble, ProviderSilent):
-            return ProviderError(str(trouble))  # not the one object that all who wait would raise
+            return ProviderError(str(trouble))  # a copy: all waiters would raise one object
         if not flight.starting and self._clock() >= flight.started_at + SILENT:
             return ProviderSilent("the provider does not answer")
         return None
@@ -264,7 +264,7 @@ class RequestQueue:
     # All slots are taken
 
     def _without_a_slot(self, function: Function, caller: Caller, since: float) -> FunctionMeta:
-        """Answer a request that may not wait for a start: it is refused only if there has to be one."""
+        """Handle a request for which no slot is free: refuse it only if its function has to start."""
         before, fresh_from = self._cache.find(function), max(since, caller.arrived - self._cache.expiry)
         error = self._wait_for_a_query(function, caller.arrived, fresh_from)
         meta = self._cache.find(function)
@@ -282,15 +282,15 @@ class RequestQueue:
             self._scaler.start(function, caller.arrived)
             raise self._still_starting(function, caller)
         left = self._scaler.time_left(function)
-        raise TooManyWaiting(f"no place is left for a request for {function}", left)
+        raise TooManyWaiting(f"no slot is left for a request for {function}", left)
 
     def _wait_for_a_query(
         self, function: Function, arrived: float, asked_after: float
     ) -> ProviderError | None:
-        """Wait until the provider has told whether the function is up, but not for a start.
+        """Wait until the provider has said whether the function is up, but not for a start.
 
         :param asked_after: ignore answers to queries made before that moment.
-        :return: what the matter is with the provider, if it does not tell.
+        :return: the provider's error, if it does not answer; else ``None``.
         """
         while True:
             meta, flight = self._cache.find(function), self._scaler.flight(function)
@@ -309,8 +309,8 @@ class RequestQueue:
         return caller.arrived + min(caller.patience, self.max_wait(function))
 
     def max_wait(self, function: Function) -> float:
-        """Return the seconds that a request for the function may be held: by its setting, its label, or the
-        default."""
+        """Return the seconds for which a request may be held: by the function's setting, else by its label,
+        else by the default."""
         own = self._settings.max_wait_of.get(str(function))
         if own is not None:
             return own
@@ -326,7 +326,7 @@ class RequestQueue:
         return dict(self._slots.get().by_function)
 
     def report(self, worker: str) -> WorkerReport:
-        """Return what this worker does, for the others to see."""
+        """Return the report of what this worker does, for its peers."""
         now = self._clock()
         states = self._cache.states()
         pages = {state.function: 1 for state in states if now <= state.page_asked_at + PAGE_INTEREST}
@@ -340,16 +340,16 @@ class RequestQueue:
         )
 
     def _release_gradually(self, meta: FunctionMeta, caller: Caller, rate: float) -> None:
-        """Give each request that waited for a start a moment of its own.
+        """Let the requests that waited for a start go on one by one.
 
-        :param rate: requests in a second.
+        :param rate: requests per second.
         :raises NotAvailable: no turn is left before the deadline; raised at once.
         """
         state, now = meta.state, self._clock()
         deadline = max(now, self._deadline(meta.function, caller))
         with self._release_lock.get():
             turn = max(now, state.release_at + 1.0 / rate)
-            if turn > deadline:  # whoever cannot wait for a turn does not use it up
+            if turn > deadline:  # a request that cannot wait for its turn does not use it up
                 raise NotAvailable(meta.function, now - caller.arrived, turn - now)
             state.release_at = turn
         if turn <= now:
