@@ -18,7 +18,7 @@ _KEYS = {"path": "PATH_INFO", "method": "REQUEST_METHOD", "user-agent": "HTTP_US
 
 
 def request_rule(rule: object) -> Rule:
-    """A rule about requests, from a callable or a string.
+    """Return a rule about requests, made from a callable or a string.
 
     :param rule: ``"path=/function/*/healthz"``, ``"method=OPTIONS"`` or ``"user-agent=*bot*"``, where ``*``
         stands for any text and case matters in paths only; or a callable that is given ``environ``.
@@ -37,13 +37,13 @@ def request_rule(rule: object) -> Rule:
 
 
 class Rules:
-    """What is served, and who may wake what.
+    """Which functions are served, and which requests may wake them.
 
     :param no_wake: requests that match one of these never wake.
     :param allow: patterns of the functions that are served; ``None``: all.
-    :param deny: patterns of those that are not.
+    :param deny: patterns of the functions that are not served.
     :param wake: patterns of the functions that may be woken; ``None``: all.
-    :param default_namespace: may be left out in patterns as it may be in requests.
+    :param default_namespace: the namespace that patterns, like requests, may leave out.
     """
 
     __slots__ = ("_allowed", "_denied", "_no_wake", "_wake")
@@ -80,7 +80,7 @@ class Rules:
 
 
 def function_rule(patterns: Iterable[str], default_namespace: str = "") -> Callable[[Function], bool]:
-    """A test of functions by patterns such as ``"hello"``, ``"*.prod"`` or ``"job-*"``."""
+    """Return a test of functions by patterns such as ``"hello"``, ``"*.prod"`` or ``"job-*"``."""
     matches = re.compile("|".join(translate(pattern) for pattern in patterns) or r"(?!)").match
 
     def matched(function: Function) -> bool:

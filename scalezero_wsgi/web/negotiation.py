@@ -1,5 +1,5 @@
-"""What the client prefers: to wait or not (RFC 7240, ``Prefer: respond-async, wait=10``), and which form of
-answer it wants."""
+"""What the client prefers: whether to wait (RFC 7240, ``Prefer: respond-async, wait=10``), and which media
+type."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 _MEDIA_TYPES = ["application/problem+json", "application/json", "text/html", "text/plain"]
-# Possessive throughout: a header of any text costs time in proportion to its length.
+# Possessive quantifiers throughout: matching any header takes time in proportion to its length.
 _PARAMETER = re.compile(r";\s*+(?!q=)[^;,]*+", re.IGNORECASE)
 
-# What stands between two commas. A quotation that nobody closes reaches to the end.
+# The text between two commas. A quotation without its closing mark reaches to the end.
 _ELEMENT = re.compile(r"""(?:[^",]++|"(?:[^"\\]|\\.?)*+"?)++""", re.DOTALL)
 _CHAR = r"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _PREFERENCE = re.compile(
@@ -30,10 +30,10 @@ _PREFERENCE = re.compile(
 
 
 class Preferences(NamedTuple):
-    """What was preferred and understood.
+    """The client's preferences, as far as they were understood.
 
     :ivar wait: seconds; ``None`` if not given.
-    :ivar respond_async: whether 202 at once is preferred to waiting.
+    :ivar respond_async: whether the client prefers a 202 at once to waiting.
     """
 
     wait: float | None = None
@@ -41,7 +41,7 @@ class Preferences(NamedTuple):
 
 
 def parse_prefer(header: str) -> Preferences:
-    """Read the header. The first of a name counts; what is malformed or unknown is ignored."""
+    """Read the header. The first preference of a name counts; malformed and unknown ones are ignored."""
     found: dict[str, str] = {}
     for element in _ELEMENT.findall(header):
         match = _PREFERENCE.fullmatch(element)
@@ -53,15 +53,15 @@ def parse_prefer(header: str) -> Preferences:
 
 
 def media_type(environ: WSGIEnvironment) -> str:
-    """The form of an answer that the client likes best, of those that we have."""
-    # Of the parameters only the weight counts here; werkzeug would compare a charset as well.
+    """Return the media type that the client likes best, of those that we can send."""
+    # Remove all parameters but the weight: werkzeug would compare a charset as well.
     header = _PARAMETER.sub("", environ.get("HTTP_ACCEPT") or "*/*")
     accept = parse_accept_header(header, MIMEAccept)
     return accept.best_match(_MEDIA_TYPES, default="text/plain")
 
 
 def is_navigation(environ: WSGIEnvironment) -> bool:
-    """Whether a person waits in front of a browser: Fetch Metadata, or by what is accepted."""
+    """Return whether a browser navigates here, by Fetch Metadata or else by the ``Accept`` header."""
     if environ.get("REQUEST_METHOD") != "GET":
         return False
     mode = environ.get("HTTP_SEC_FETCH_MODE")
@@ -71,7 +71,7 @@ def is_navigation(environ: WSGIEnvironment) -> bool:
 
 
 def caller_of(environ: WSGIEnvironment, arrived: float, page_after: float | None) -> Caller:
-    """Return what the request queue has to know of a request. To be called in the thread that serves it.
+    """Return what the request queue must know about a request. Call this in the thread that serves it.
 
     :param arrived: monotonic seconds at which it came.
     :param page_after: seconds after which a browser's navigation gets the waking page; ``None``: never.

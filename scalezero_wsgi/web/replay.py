@@ -1,5 +1,5 @@
-"""Pass a request down: count its use of the function, and hold back an answer that says the function could
-not be reached, so that the request can be retried."""
+"""Pass a request down: count it in flight, and hold back an answer that says that the function could not be
+reached, so that the request can be retried."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 UNREACHABLE = frozenset({"502", "503", "504"})
-"""The answers of a proxy that could not reach its function, RFC 9110 section 15.6."""
+"""The statuses of a proxy that could not reach its function, RFC 9110 section 15.6."""
 
 
 class PassedDown(NamedTuple):
     """A request as it was passed down.
 
-    :ivar meta: the entry by which it was.
-    :ivar passed_at: when it was, in monotonic seconds.
-    :ivar path: its ``PATH_INFO``, before the application below could move parts of it.
-    :ivar last: whether the application's answer stands in any case.
+    :ivar meta: the entry that allowed it.
+    :ivar passed_at: when it was passed down, in monotonic seconds.
+    :ivar path: its ``PATH_INFO``, before the application moved parts to ``SCRIPT_NAME``.
+    :ivar last: whether the application's answer stands, whatever it is.
     """
 
     environ: WSGIEnvironment
@@ -54,12 +54,12 @@ class Replay:
 
         :param arrived: when the request came, in monotonic seconds.
         :param sent: whether a head has gone to the client.
-        :return: the entry by which to pass the request down again; ``None`` if its answer stands.
-        :raises ScaleZeroError: the client is to be told this instead.
+        :return: the entry that allows a retry; ``None`` if the application's answer stands.
+        :raises ScaleZeroError: the client gets this error instead.
         """
         meta, state = call.meta, call.meta.state
-        # By what happened to the function since the entry by which the request was passed down: so it is the
-        # same in the worker that led the start and in those that learned of it.
+        # Compare with the entry that allowed the request. The result is then the same in the worker that led
+        # the start and in those that learned of it.
         woken_since = state.came_up_at > meta.last_refresh
         wanted = woken_since or self._scaler.mark_suspect(meta)
         if not wanted or sent or call.last or not self._settings.replay or not may_be_repeated(call.environ):
@@ -76,8 +76,8 @@ class Replay:
 class InUse:
     """An application's iterable that counts as in flight until it is closed.
 
-    Iteration is the application's own, so a chunk costs nothing; ``close`` counts once however often it
-    is called.
+    Iteration goes straight to the application's iterator, so a chunk costs nothing extra. Repeated calls of
+    ``close`` count once.
     """
 
     __slots__ = ("_in_flight", "_result", "_token")
@@ -101,7 +101,7 @@ class InUse:
 class DeferredStart:
     """The head of a gateway error that has not gone to the server yet, so that the request can be retried.
 
-    :ivar released: whether it has gone, since the app called ``write()`` or nothing better came.
+    :ivar released: whether the head was sent: the app called ``write()``, or no retry was made.
     """
 
     __slots__ = ("_head", "_start_response", "_write", "released")
@@ -113,22 +113,22 @@ class DeferredStart:
         self.released = False
 
     def write(self, data: bytes) -> None:
-        """Send the head and the first of the body: the application's answer stands from here on."""
+        """Send the head and the first part of the body: the application's answer stands from here."""
         self.release()
         self._write(data)
 
     def release(self) -> None:
-        """Send the answer's head, once."""
+        """Send the answer's head, unless it was sent already."""
         if not self.released:
             self.released = True
             self._write = self._start_response(*self._head)
 
 
 class LazyBody:
-    """The iterable of an application that begins its answer only when it is iterated: a generator.
+    """The iterable of an application that begins its answer only on iteration, such as a generator.
 
-    :param reconsider: called once the answer has begun, or failed to; gives another iterable if the
-        answer does not stand.
+    :param reconsider: called once, when the answer has begun or failed to begin. Returns another iterable to
+        serve instead, or ``None`` if the answer stands.
     """
 
     __slots__ = ("_end", "_reconsider", "_result")
@@ -189,7 +189,7 @@ def in_use(
 
 
 def _is_file(result: object, wrapper: Any) -> bool:
-    """Whether the server will know ``result`` for its own file wrapper, and send the file itself."""
+    """Return whether the server will recognise ``result`` as its own file wrapper, and send the file."""
     if isinstance(wrapper, type):
         return isinstance(result, wrapper)
     return hasattr(result, "read")  # uWSGI's wrapper is a function that returns the file
@@ -207,13 +207,13 @@ def _file_in_use(result: Any, in_flight: set[object], token: object) -> Iterable
 
     try:
         result.close = close_file
-    except AttributeError:  # a file of C: the server must get it as it is, so its use ends here
+    except AttributeError:  # a C object: the server needs it as it is, so stop counting now
         in_flight.discard(token)
     return result  # type: ignore[no-any-return]
 
 
 def may_be_repeated(environ: WSGIEnvironment) -> bool:
-    """Whether a request is safe (RFC 9110 section 9.2.1) and has no body."""
+    """Return whether a request is safe (RFC 9110 section 9.2.1) and has no body."""
     return (
         environ.get("REQUEST_METHOD") in {"GET", "HEAD", "OPTIONS"}
         and environ.get("CONTENT_LENGTH") in {None, "", "0"}
@@ -222,7 +222,7 @@ def may_be_repeated(environ: WSGIEnvironment) -> bool:
 
 
 def is_connection_error(error: BaseException) -> bool:
-    """Whether an application that proxies raised ``error`` because it could not reach its function."""
+    """Return whether a proxying application raised ``error`` because it could not reach its function."""
     if isinstance(error, (ConnectionError, TimeoutError)):
         return True
     if not isinstance(error, Exception):
@@ -235,7 +235,7 @@ def is_connection_error(error: BaseException) -> bool:
 
 
 def restore_path(environ: WSGIEnvironment, path: str) -> None:
-    """Undo what a dispatcher below has moved from ``PATH_INFO`` to ``SCRIPT_NAME``."""
+    """Move back to ``PATH_INFO`` what a dispatcher below has moved to ``SCRIPT_NAME``."""
     whole = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     if whole.endswith(path):
         environ["SCRIPT_NAME"] = whole[: len(whole) - len(path)]

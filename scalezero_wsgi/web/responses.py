@@ -1,8 +1,8 @@
 """The answers that are not the application's: an exception becomes a response here, and nowhere else.
 
-Problem details by RFC 9457, a page for who prefers HTML, text for the rest. Nothing of the provider's
-address, of a credential, of a function's output or of a traceback goes into them: what the client is not
-told is logged under the ``X-Call-Id`` that it is given.
+The body is problem details (RFC 9457), a page for clients that prefer HTML, or text. It never contains a
+provider's address, a credential, a function's output or a traceback. What the client is not told is logged
+with the ``X-Call-Id`` that the client gets.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 CLIENT_CLOSED_REQUEST = "499 Client Closed Request"
-"""nginx's status, for the log: nobody reads it."""
+"""nginx's status, for the access log: the client is gone."""
 
 _CALL_ID = re.compile(r"[!-~]{1,128}", re.ASCII)
 JITTER = 0.2
-"""The share by which ``Retry-After`` is varied: who is refused together should not return together."""
+"""Vary ``Retry-After`` by up to this share, so that clients refused together do not return together."""
 
 _BODILESS = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is told to a client.
+    """What a client is told about an error.
 
-    :param retry_after: seconds after which another try makes sense; ``None`` where none does.
+    :param retry_after: seconds after which a retry makes sense; ``None`` if none does.
     """
 
     status: HTTPStatus
@@ -62,9 +62,9 @@ class Problem:
 
 
 def problem_of(error: ScaleZeroError, expose: bool = False) -> Problem:
-    """What a client may know of an error.
+    """Return what a client may know about an error.
 
-    :param expose: whether it may know why a start failed.
+    :param expose: whether the client may know why a start failed.
     """
     match error:
         case InvalidFunctionName():
@@ -109,13 +109,13 @@ def problem_of(error: ScaleZeroError, expose: bool = False) -> Problem:
 
 
 class Answers:
-    """Makes responses of exceptions.
+    """Turns exceptions into responses.
 
-    :param pages: what people see.
+    :param pages: renders the HTML.
     :param expose: whether clients are told why a start failed.
-    :param log: where it is written under the id of a call what its client is not told.
-    :param jitter: a number from 0 to 1 for each ``Retry-After``; by default one that does not repeat itself
-        in the workers that were forked.
+    :param log: logs, with a call's id, what its client is not told.
+    :param jitter: returns a number from 0 to 1 for each ``Retry-After``. The default does not repeat itself
+        in forked workers.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Answers:
         function: Function | None = None,
         progress: Progress = NO_PROGRESS,
     ) -> Response:
-        """The response to a request that got no function; a WSGI app.
+        """Return the response, a WSGI app, to a request that was not passed down.
 
         :param progress: how far the function's start has come, for the waking page.
         """
@@ -163,7 +163,7 @@ class Answers:
             form, body = "text/html", self._pages.waking(_root(environ), error.function, progress)
             headers |= _page_headers(self._pages.policy)
         elif form == "text/html":
-            # A link asks by GET: it does not repeat what a form sent.
+            # A link sends a GET, so it cannot repeat a form's POST.
             again = problem.retry_after is not None and environ.get("REQUEST_METHOD") in ("GET", "HEAD")
             body = self._pages.problem(
                 _root(environ),
@@ -182,11 +182,11 @@ class Answers:
         return Response(body, problem.status, headers, content_type=_with_charset(form))
 
     def detail(self, error: ScaleZeroError) -> str:
-        """What a client may know of an error, in words."""
+        """Return what a client may know about an error, in words."""
         return problem_of(error, self._expose).detail
 
     def failed(self, error: ScaleZeroError, environ: WSGIEnvironment) -> Response:
-        """What the waking page is told of a start that came to nothing."""
+        """Return the status of a start that failed, for the waking page."""
         call_id = _call_id(environ)
         self._log_the_reason(call_id, error, None)
         response = self.status("failed", self.detail(error), call_id=call_id)
@@ -196,11 +196,11 @@ class Answers:
     def status(
         self, state: str, detail: str = "", progress: Progress = NO_PROGRESS, call_id: str = ""
     ) -> Response:
-        """What the waking page asks for, again and again.
+        """Return the status that the waking page polls.
 
         :param state: ``"starting"``, ``"ready"``, ``"failed"``, or ``"unknown"``: this worker cannot tell,
             and only a request for the function will.
-        :param call_id: under which the log has more, if it has.
+        :param call_id: the id with which the log says more; empty if it does not.
         """
         told: dict[str, object] = {
             "state": state,
@@ -216,7 +216,7 @@ class Answers:
         return Response(json.dumps(told), headers=headers, content_type="application/json")
 
     def asset(self, name: str) -> Response:
-        """A file that a page needs."""
+        """Return a file that a page needs."""
         asset = self._pages.asset(name)
         if asset is None:
             return Response("There is no such page.\n", HTTPStatus.NOT_FOUND, mimetype="text/plain")
@@ -225,7 +225,7 @@ class Answers:
         return Response(asset.body, headers=headers, content_type=_with_charset(asset.media_type))
 
     def _log_the_reason(self, call_id: str, error: ScaleZeroError, function: Function | None) -> None:
-        """Log what the answer to the call keeps to itself."""
+        """Log what the answer does not tell the client."""
         if isinstance(error, FunctionFailed):
             self._log(call_id, error.function, f"{error.function}: cannot start ({error.reason})")
         elif problem_of(error).status == HTTPStatus.BAD_GATEWAY:
@@ -233,12 +233,12 @@ class Answers:
             self._log(call_id, None, f"{about}the provider failed: {error}")
 
     def _retry_after(self, problem: Problem, error: ScaleZeroError) -> int | None:
-        """Whole seconds, varied."""
+        """Return whole seconds with jitter; ``None`` if a retry makes no sense."""
         if problem.retry_after is None:
             return None
         varied = 2 * self._jitter() - 1
         if isinstance(error, FunctionFailed):
-            varied = abs(varied)  # who comes before the rest is over is only refused again
+            varied = abs(varied)  # a client that returns before the rest ends is refused again
         return max(1, round(_whole_seconds(problem.retry_after) * (1 + JITTER * varied)))
 
 
@@ -263,13 +263,13 @@ def _problem_json(problem: Problem, retry_after: int | None, call_id: str, funct
 
 
 def _call_id(environ: WSGIEnvironment) -> str:
-    """The request's own id, if it is fit for a header, a page and a line of the log; else a new one."""
+    """Return the request's own id, if it is fit for a header, a page and a log line; else a new one."""
     given: str = environ.get("HTTP_X_CALL_ID", "")
     return given if _CALL_ID.fullmatch(given) else str(uuid.uuid4())
 
 
 def _applied(error: ScaleZeroError, environ: WSGIEnvironment) -> str:
-    """Which of the client's preferences made the answer what it is (RFC 7240 section 3)."""
+    """Return the client's preferences that the answer follows (RFC 7240 section 3)."""
     if not isinstance(error, NotAvailable):
         return ""
     applied = ["respond-async"] if isinstance(error, StillStarting) and error.wish == "respond-async" else []

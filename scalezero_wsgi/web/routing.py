@@ -1,4 +1,4 @@
-"""Which function a request is for, and which names can be a function's.
+"""Which function a request is for, and which function names are valid.
 
 A route is any callable ``environ -> (name, namespace) | None``. Names are checked here, before anything is
 asked of the provider.
@@ -21,7 +21,7 @@ NAME_RULES = {
     # RFC 1123 label, as Kubernetes has it.
     "dns": re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?", re.ASCII),
     # gateway/handlers/scaling.go of OpenFaaS takes [-a-zA-Z_0-9.]+.
-    # A dot at an end is nobody's name, and dots alone would climb in a path.
+    # No dot at either end: no name has one there, and dots alone would climb up a path.
     "openfaas": re.compile(r"(?!\.)[-a-zA-Z_0-9.]{1,63}(?<!\.)", re.ASCII),
 }
 
@@ -30,8 +30,8 @@ class Names:
     """Checks the parts of a function's identity.
 
     :param rule: a key of ``NAME_RULES``.
-    :param default_namespace: of a function that is named without one.
-    :raises InvalidFunctionName: the default namespace is none.
+    :param default_namespace: the namespace of a function that is named without one.
+    :raises InvalidFunctionName: the default namespace is not a valid name.
     """
 
     __slots__ = ("_default_namespace", "_pattern")
@@ -44,7 +44,7 @@ class Names:
     def split(self, text: str) -> Function:
         """Read ``name`` or ``name.namespace``; the namespace stands after the last dot.
 
-        :raises InvalidFunctionName: it is neither.
+        :raises InvalidFunctionName: the text is neither.
         """
         name, dot, namespace = text.rpartition(".")
         if not dot:
@@ -54,15 +54,15 @@ class Names:
         return self.check(name, namespace)
 
     def read_text(self, text: str) -> Function:
-        """Read what :func:`as_text` has made of a function.
+        """Read a function from what :func:`as_text` returned for it.
 
-        :raises InvalidFunctionName: it has not.
+        :raises InvalidFunctionName: the text is not of that form.
         """
         name, dot, namespace = text.rpartition(".")
         return self.check(name, namespace) if dot else self.check(text, "")
 
     def check(self, name: str, namespace: str) -> Function:
-        """The function of that name.
+        """Return the function of that name.
 
         :raises InvalidFunctionName: a part is not of the allowed form.
         """
@@ -74,14 +74,14 @@ class Names:
 
 
 def as_text(function: Function) -> str:
-    """The function in one word, from which :meth:`Names.read_text` reads it again: ``name``,
+    """Return the function as one word, which :meth:`Names.read_text` can read: ``name``,
     ``name.namespace``, or ``my.name.`` for a name with a dot in it that has no namespace."""
     name, namespace = function
     return f"{name}.{namespace}" if namespace or "." in name else name
 
 
 def _decoded(text: str) -> str:
-    """What the client meant by a string of PEP 3333 (bytes as latin-1), cut to a readable length."""
+    """Decode a PEP 3333 string (bytes as latin-1) as UTF-8, and cut it to a readable length."""
     return text[:80].encode("latin-1", "replace").decode("utf-8", "replace")
 
 
@@ -89,7 +89,7 @@ def by_host(template: str) -> Route:
     """Route by host name.
 
     :param template: such as ``"{name}.fn.example.com"`` or ``"{name}.{namespace}.example.com"``.
-    :raises SettingError: the template does not hold ``{name}`` once, or anything else in braces.
+    :raises SettingError: the template does not hold ``{name}`` once, or has unknown names in braces.
     """
     parts = re.split(r"(\{[^}]*\})", template.lower())
     if parts[1::2] not in (["{name}"], ["{name}", "{namespace}"], ["{namespace}", "{name}"]):

@@ -1,4 +1,4 @@
-"""What the waking page asks for: its files, and how far a function's start has come."""
+"""The answers to the waking page's requests: its files, and how far a function's start has come."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class StatusPage:
     """Answers the waking page's own requests. Safe for threads.
 
     Anybody may ask for any name, as often as they like. So this starts nothing, calls no provider and
-    remembers no name; it only has a start go on that a request has begun. Of a name that does not exist it
-    tells what it tells of one that no request has asked for.
+    remembers no name; it only keeps a start going that a request has begun. A name that does not exist gets
+    the same answer as a function that no request has asked for.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class StatusPage:
         self._rules = rules
         self._answers = answers
         self._clock = clock
-        # Longer than an entry may be served: with ``stale_for`` 0 no poll might ever meet a usable one.
+        # At least PAGE_INTEREST: with a short expiry and ``stale_for`` 0 no poll might meet a usable entry.
         self._interest = max(cache.usable, PAGE_INTEREST)
 
     def answer(self, environ: WSGIEnvironment, page: str) -> Response:
-        """Return the response to a request for a page of our own.
+        """Return the response to a request for one of our own pages.
 
-        :param page: its path below the prefix of such pages.
+        :param page: the page's path below the prefix of our pages.
         """
         kind, _, name = page.partition("/")
         if kind != "status":
@@ -74,7 +74,7 @@ class StatusPage:
         )
 
     def _status(self, function: Function, environ: WSGIEnvironment) -> Response:
-        """:raises FunctionFailed: the function rests after a failed start."""
+        """Return how far the start has come; raise :class:`FunctionFailed` while the function rests."""
         now = self._clock()
         meta = self._cache.find(function)
         if meta is not None and meta.available and not meta.expired(self._interest, now):
@@ -82,13 +82,13 @@ class StatusPage:
         interested = self._rules.may_wake(function, environ)
         flight = self._scaler.keep_up(function, now + PAGE_INTEREST if interested else -math.inf)
         if flight is not None:
-            # A failed query ends nothing: the flight goes on, and the page says what is the matter.
+            # A failed query does not end the flight: it goes on, and the page shows the error.
             return self._starting(function, flight.trouble)
         self._scaler.refuse_while_resting(function)
         return self._status_elsewhere(function)
 
     def _status_elsewhere(self, function: Function) -> Response:
-        """Tell of a start in another worker: a page's questions need not reach the one that sent it."""
+        """Return the status of a start in another worker: a page's polls may reach any worker."""
         shared = self._scaler.shared_status(function)
         if shared is None:
             return self._answers.status("unknown")
@@ -99,7 +99,7 @@ class StatusPage:
         if failure is not None and failure.left > 0:
             raise FunctionFailed(function, failure.reason, failure.left)
         if fault is not None and fault.age <= LEADER_SILENT and not fault.final:
-            return self._starting(function, ProviderError("the provider fails another worker"))
+            return self._starting(function, ProviderError("another worker's call failed"))
         if status is not None and fault is None and not up and shared.age <= LEADER_SILENT:
             self._cache.state(function).page_asked_at = self._clock()
             return self._starting(function, None)
