@@ -1,28 +1,28 @@
-"""The pages for people: one to wait on while a function starts, and one for failures, in the same style.
+"""The HTML pages: one to wait on while a function starts, and one for failures, in the same style.
 
-No inline script, style or handler, so that a strict Content-Security-Policy has nothing to refuse; without
-JavaScript the page loads itself again. Every value is escaped.
+They have no inline script, style or handler, so a strict Content-Security-Policy refuses nothing. Without
+JavaScript the waking page reloads itself. Every value is escaped.
 
-A waking page of one's own is a file in the form of :class:`string.Template` (a dollar sign of one's own is
-``$$``), with these placeholders, none of which it must use:
+A custom waking page is a file in the form of :class:`string.Template` (write ``$$`` for a dollar sign). It
+may use these placeholders, all of them optional:
 
 =============  ==============================================================================================
 ``$function``  the function, ``name`` or ``name.namespace``
 ``$elapsed``   seconds since its start began, with one decimal
 ``$expected``  seconds that a start usually takes, with one decimal; ``0.0`` when that is not known
-``$progress``  HTML: both in words, and a bar
+``$progress``  HTML: elapsed and expected time in words, and a bar
 ``$history``   HTML: a plot of the last starts; empty before the first
-``$refresh``   whole seconds after which a page without JavaScript should load itself again
+``$refresh``   whole seconds after which a page without JavaScript should reload itself
 ``$status``    the URL that tells how far the start has come (JSON)
-``$script``    the URL of the script that asks there, and loads the page again when the function is ready
+``$script``    the URL of the script that polls ``$status``, and reloads the page when the function is ready
 ``$style``     the URL of our style sheet
-``$base``      the URL under which all of these are
+``$base``      the URL below which all of these are
 =============  ==============================================================================================
 
 The script needs one element with the attributes ``data-function="$function" data-status="$status"
-data-elapsed="$elapsed" data-expected="$expected"``. Of the elements with the ids ``heading``, ``going``
-(hidden when nothing goes on any more), ``note`` (says what happens) and ``again`` (shown when another try is
-up to the reader) it uses those that are there.
+data-elapsed="$elapsed" data-expected="$expected"``. It also uses the elements with these ids, if
+they exist: ``heading``, ``going`` (hidden once the start has ended), ``note`` (says what happens) and
+``again`` (shown when the reader has to try again).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _PLACEHOLDERS = [
 ]
 
 REFRESH_AT_MOST = 5
-"""Seconds after which a page without JavaScript loads itself again, however long a start takes."""
+"""The longest time, in seconds, after which a page without JavaScript reloads itself."""
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self';"
@@ -63,8 +63,8 @@ class Progress:
     """How far a start has come.
 
     :param elapsed: seconds since it began, as far as this process knows.
-    :param last_starts: how long the last ones took, in seconds, the latest last.
-    :param retry_after: seconds that this one will probably still take.
+    :param last_starts: how long the last starts took, in seconds, the latest last.
+    :param retry_after: seconds that this start will probably still take.
     :param expected: seconds that a start usually takes; 0 when that is not known.
     """
 
@@ -80,7 +80,7 @@ NO_PROGRESS = Progress(0.0, (), 1.0)
 class Asset(NamedTuple):
     """A file that a page needs.
 
-    :ivar current: whether it was asked for under the URL that its content has now.
+    :ivar current: whether the request used the URL that belongs to the present content.
     """
 
     body: bytes
@@ -89,24 +89,24 @@ class Asset(NamedTuple):
 
 
 class Pages:
-    """Renders pages and serves what they need. Safe for threads: everything is read when it is made.
+    """Renders pages and serves their files. Safe for threads: the constructor reads everything.
 
-    :param base: the path under which the middleware answers itself, such as ``"/function/.scalezero/"``.
-    :param template: the path of a waking page of one's own; see the module.
-    :raises SettingError: it cannot be read, or has a placeholder that there is not.
+    :param base: the path below which the middleware itself answers, such as ``"/function/.scalezero/"``.
+    :param template: the path of a custom waking page; see the module.
+    :raises SettingError: the template cannot be read, or has an unknown placeholder.
     """
 
     def __init__(self, base: str, template: str | None = None) -> None:
         self.base = base
         self.policy = POLICY if template is None else None
-        """The waking page's policy. Who brings a page of their own knows what it may load."""
+        """The waking page's policy; ``None`` for a custom page: only its author knows what it loads."""
         self._waking = Template(_read("waking.html")) if template is None else _own_template(template)
         self._problem = Template(_read("problem.html"))
         self._assets = {name: _read(name).encode() for name in _ASSETS}
         self._digests = {name: hashlib.sha256(body).hexdigest()[:12] for name, body in self._assets.items()}
 
     def waking(self, root: str, function: Function, progress: Progress) -> str:
-        """Return the page that waits.
+        """Return the waking page.
 
         :param root: the ``SCRIPT_NAME`` of the request.
         """
@@ -128,11 +128,11 @@ class Pages:
     def problem(
         self, root: str, status: int, phrase: str, detail: str, *, again: bool = False, call_id: str = ""
     ) -> str:
-        """Return the page of a failure.
+        """Return the failure page.
 
         :param root: the ``SCRIPT_NAME`` of the request.
         :param again: whether another try may help.
-        :param call_id: what a reader can name to the operator.
+        :param call_id: the id that a reader can tell the operator.
         """
         values = {
             "status": str(status),
@@ -149,8 +149,8 @@ class Pages:
     def asset(self, name: str) -> Asset | None:
         """Return a file by the last part of its URL: ``page.<digest>.css``, or without the digest.
 
-        Another digest gets the file as well: while a site is being upgraded, the page may come from one of
-        its servers and what it needs from another.
+        Another digest gets the file as well: during an upgrade, the page may come from one server and its
+        files from another.
         """
         stem, _, rest = name.partition(".")
         digest, _, extension = rest.rpartition(".")
@@ -160,7 +160,7 @@ class Pages:
         return Asset(self._assets[name], _ASSETS[name], digest == self._digests[name])
 
     def _url(self, root: str) -> str:
-        # Both are bytes as latin-1 (PEP 3333). Two slashes in front would be another host.
+        # Both are bytes as latin-1 (PEP 3333). Two slashes in front would name another host.
         path = quote(root + self.base, encoding="latin-1", errors="replace")
         return "/" + path.lstrip("/")
 
@@ -196,7 +196,7 @@ def _own_template(path: str) -> Template:
 
 
 def _refresh(left: float) -> int:
-    """Return half of what is left: the last load then comes soon after the function is ready."""
+    """Return half of the time left, so that the last reload comes soon after the function is ready."""
     return max(1, min(REFRESH_AT_MOST, int(left / 2)))
 
 
