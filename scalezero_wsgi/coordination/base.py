@@ -24,7 +24,7 @@ KEEP = 3600.0
 """Seconds for which a store keeps a function's shared status."""
 
 KEEP_MISSING = 10.0
-"""The same in seconds for a function that the provider does not know: names that clients invent must not fill
+"""The same for a function that the provider does not know, because names that clients invent must not fill
 the store."""
 
 
@@ -37,7 +37,7 @@ class Lease:
     """The right to lead a function's flight.
 
     :param worker: the worker that acquired it, for logs only; leases are compared by their tokens.
-    :param token: the fencing token: grows with every lease and is never given twice.
+    :param token: the fencing token: it grows with every lease and is never given twice.
     """
 
     function: Function
@@ -152,7 +152,7 @@ class WorkerReport:
 class Changes(Protocol):
     """A subscription to a function's changes.
 
-    To miss none, subscribe, then read, then wait, and read again.
+    To miss no change, subscribe, then read, then wait, and read again.
     """
 
     def wait(self, timeout: float) -> bool:
@@ -197,7 +197,7 @@ class Coordination(Protocol):
         """
 
     def report(self, row: WorkerReport, ttl: float) -> None:
-        """Replace the worker's report. It expires after ``ttl`` seconds: then the worker counts as gone."""
+        """Replace the worker's report. After ``ttl`` seconds it expires and the worker counts as gone."""
 
     def leave(self, worker: str) -> None:
         """Remove the worker's report, if there is one."""

@@ -86,7 +86,7 @@ def _duration(value: Any) -> float:
 
 
 def _plain(value: object) -> object:
-    """Return what ``json`` cannot write as something that it can.
+    """Convert a value that ``json`` cannot write.
 
     That is a dataclass, a mapping of a provider's own type, or the value of a label that is not a string.
     """

@@ -41,7 +41,7 @@ def default_coordination() -> Coordination | None:
         return None
     master = _Master.of(str(gunicorn.master))
     if master is None:
-        return None  # not Linux: another gunicorn's file might have the same name
+        return None  # not Linux: a file of another gunicorn might have the same name
     directory = Path(tempfile.gettempdir()) / f"scalezero-{gunicorn.uid}"
     try:
         from .sqlite import SQLiteCoordination
@@ -95,7 +95,7 @@ def _sweep(directory: Path, here: str) -> None:
             continue
         if match[1] == here:
             ended = _Master.of(match[2]) != match.groups()
-        else:  # of another container: its processes are not visible here, but their writes are
+        else:  # another container's: its processes are not visible here, but their writes are
             ended = _last_write(directory, match[0]) < time.time() - ABANDONED
         if ended:
             path.unlink(missing_ok=True)

@@ -18,8 +18,8 @@ from .leadership import LEASE, LeasedLeadership
 logger = logging.getLogger("scalezero_wsgi")
 
 HEARTBEAT = LEASE / 3
-"""Seconds between two heartbeats. Each keeps this worker's leases and reports what it does, which also tries
-a store that is lost."""
+"""Seconds between two heartbeats. Each one renews this worker's leases and reports what it does. The report
+also tries a lost store again."""
 
 REPORT_TTL = 3.5
 """Seconds after its last report when a worker counts as gone."""
@@ -36,7 +36,7 @@ class Beating(Protocol):
 
 
 class Worker:
-    """What a process has as one of the peers: its name, its leaderships, and its heartbeat thread.
+    """This process as one of the peers: its name, its leaderships and its heartbeat thread.
 
     It is safe for threads. A forked child must make one of its own.
     """
@@ -75,9 +75,9 @@ class Worker:
 
     @contextlib.contextmanager
     def acquiring(self) -> Iterator[bool]:
-        """Hold this while a lease is acquired. It yields whether one may be: not once the process exits.
+        """Hold this while acquiring a lease. Yield whether that is allowed: not once the process exits.
 
-        A process that exits waits for the end of the block, to release the lease: otherwise the others would
+        A process that exits waits for the end of the block and releases the lease. Otherwise the others would
         have to wait until it expires.
         """
         acquisition = object()

@@ -50,7 +50,7 @@ class Leadership:
     This class holds no lease, because there is no store, or none that can be used.
 
     :param peers: the peers whose store is lost; ``None`` if there is no store.
-    :ivar alone: whether there are no other workers to which anything could be published.
+    :ivar alone: whether nothing can be published, because there is no store that can be used.
     :ivar replaced: whether another worker is known to lead: the store refused a renewal or publication.
     """
 
@@ -82,7 +82,7 @@ class Leadership:
             raise LeadershipLost
 
     def confirm(self) -> None:
-        """Check by renewing the lease.
+        """Check that this worker still leads, by renewing the lease.
 
         :raises LeadershipLost: another worker leads, or may do so.
         """
@@ -91,8 +91,8 @@ class Leadership:
     def acting(self) -> contextlib.AbstractContextManager[None]:
         """Confirm that this worker leads, and hold this during a call that only the leader may make.
 
-        The lease is kept meanwhile even if the deadline has passed: otherwise another worker might make the
-        same call at the same time. A process that is suspended after the confirmation for longer than its
+        During the call the lease is kept even if the deadline has passed: otherwise another worker might make
+        the same call at the same time. A process that is suspended after the confirmation for longer than its
         lease still acts, late. Only the provider itself could prevent that.
 
         :raises LeadershipLost: the call must not be made.

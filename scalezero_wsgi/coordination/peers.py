@@ -26,8 +26,8 @@ FOLLOWER_POLL = 0.05
 """Seconds after which a follower tries again without a change: nothing notifies it when a lease expires."""
 
 STEADY = 60.0
-"""Seconds for which a store must work after it was found before it counts as sound, and the longest back-off
-for one that does not."""
+"""Seconds for which a store must work after a loss before it counts as steady. Also the longest back-off
+for a store that is not steady."""
 
 
 class Peers:
@@ -68,8 +68,8 @@ class Peers:
         """Lead a function's flight, or follow it until its outcome is known.
 
         :param deadline: returns the monotonic seconds at which to give up; called repeatedly.
-        :param on_update: is given the shared status, and whether it was published since this call began. It
-            returns the outcome or raises it; ``None`` if the flight goes on.
+        :param on_update: called with the shared status, and whether it was published since this call began.
+            It returns the outcome or raises it; it returns ``None`` if the flight goes on.
         :param lead: runs the flight as its leader. ``on_update`` has seen any earlier shared status by then.
         :raises NotAvailable: the deadline passed without an outcome.
         """
@@ -141,7 +141,7 @@ class Peers:
         """See :meth:`Leadership.others_wait`."""
         if self._store is None or self._lost:
             return False
-        try:  # not use(): a report that cannot be read, as of a later release, is no lost store
+        try:  # not use(): a report of a later release may be unreadable, but the store is not lost
             reports = self._store.workers()
         except Exception:  # noqa: BLE001  a user's store may raise anything
             return False
