@@ -1,1 +1,1 @@
-"""The server around us: its capacity, its heartbeat, its stop, and whether a client has disconnected."""
+"""The WSGI server: its capacity, its heartbeat, its stop, and whether a client has disconnected."""

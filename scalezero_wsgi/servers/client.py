@@ -1,7 +1,7 @@
-"""Has the client disconnected while its request waits?
+"""Notice that a client disconnects while its request waits.
 
-``recv(MSG_PEEK)`` would not do: it misses a reset behind a body which nobody has read, and blocks on gevent's
-sockets. A client that has sent more, the next request on its connection perhaps, is still connected.
+``recv(MSG_PEEK)`` does not work here: it misses a reset behind an unread body, and blocks on gevent's
+sockets. A client that has sent more data, such as the next request, is still connected.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def client_disconnected(environ: WSGIEnvironment) -> Callable[[], bool] | None:
     """
     if not sys.platform.startswith("linux"):
         return environ.get("waitress.client_disconnected")
-    uwsgi: Any = sys.modules.get("uwsgi")  # there only inside uWSGI
+    uwsgi: Any = sys.modules.get("uwsgi")  # exists only inside uWSGI
     if uwsgi is not None:
         descriptor: int = uwsgi.connection_fd()
         return lambda: _hung_up(descriptor)
@@ -37,8 +37,8 @@ def client_disconnected(environ: WSGIEnvironment) -> Callable[[], bool] | None:
     for key in ("gunicorn.socket", "gunicorn.sock", "werkzeug.socket"):
         sock = sock or environ.get(key)
     if sock is None:
-        # waitress.client_disconnected is blind unless channel_request_lookahead is set, and it is not by
-        # default; but it is a method of the channel, which has the socket.
+        # waitress.client_disconnected notices nothing unless channel_request_lookahead is set, which is not
+        # the default. But it is a method of the channel, which has the socket.
         channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
         sock = getattr(channel, "socket", None)
     if sock is None and "cheroot" in sys.modules:
@@ -68,16 +68,16 @@ def _hung_up(descriptor: int) -> bool:
 
 
 def _original_poll() -> Any:
-    """Return ``select.poll`` without gevent, whose own gives way to other greenlets even for no time."""
+    """Return the original ``select.poll``: gevent's switches to other greenlets even with time-out 0."""
     monkey = sys.modules.get("gevent.monkey")
     return monkey.get_original("select", "poll") if monkey is not None else select.poll
 
 
 def wait_check(environ: WSGIEnvironment) -> Callable[[], None]:
-    """Return a check for a request that waits, which raises if it is to wait no longer.
+    """Return a check that raises if a waiting request must stop waiting.
 
-    It also keeps the worker's heartbeat. To be called in the thread that serves the request; the check never
-    blocks, and may be called in another one.
+    The check also keeps the worker's heartbeat, never blocks, and may be called from any thread. Call this
+    function in the thread that serves the request.
     """
     disconnected = client_disconnected(environ)
     server = this_server()

@@ -1,10 +1,10 @@
-"""The gunicorn that runs this code, found without a hook of its own being configured.
+"""Find the gunicorn that runs this code, without a hook in its configuration.
 
-gunicorn passes its configuration to nobody: it is not in ``environ``, in no module and in no environment
-variable, and a setting may come from a file, an option, a framework or ``GUNICORN_CMD_ARGS``. Its own
-objects have it: the worker, the arbiter and the application object, each a ``self`` with a ``cfg``. They are
-on the call stack while an application is loaded, and while a request is served in a worker's own thread. So
-the call stack is searched, here and nowhere else.
+gunicorn does not pass its configuration on: it is not in ``environ``, a module or an environment variable,
+and a setting may come from a file, an option, a framework or ``GUNICORN_CMD_ARGS``. Only gunicorn's own
+objects have it, as ``cfg``: the worker, the arbiter and the application object. Their methods are on the call
+stack while an application is loaded, and while a request is served in a worker's own thread. So this module,
+and no other, searches the call stack.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Gunicorn:
 
     @property
     def workers(self) -> int:
-        """Return how many workers it starts with."""
+        """Return how many workers gunicorn starts."""
         count: int = self.config.workers
         return count
 
@@ -49,7 +49,7 @@ class Gunicorn:
 def gunicorn_on_stack() -> Gunicorn | None:
     """Return the gunicorn whose methods are on the call stack of the current thread, if there is one.
 
-    Where gunicorn was never imported this is one look-up in a dictionary.
+    If gunicorn was never imported, this costs one look-up in a dictionary.
     """
     if "gunicorn.arbiter" not in sys.modules:
         return None
@@ -67,7 +67,7 @@ def gunicorn_on_stack() -> Gunicorn | None:
             if module == "gunicorn.app.base" and frame.f_code.co_name == "wsgi":
                 is_loading = True
             if master is None:
-                master = getattr(caller, "ppid", None)  # a worker's; the arbiter has none
+                master = getattr(caller, "ppid", None)  # only a worker has it, not the arbiter
         frame = frame.f_back
     return None if config is None else Gunicorn(config, is_loading, master or os.getpid())
 

@@ -1,7 +1,7 @@
-"""The server around us: how many requests it can hold, its heartbeat, and whether it is told to stop.
+"""What is known about the server: its capacity, its heartbeat, and whether the worker was told to stop.
 
-WSGI says nothing about this. ``integrations.gunicorn`` fills it in for gunicorn; uWSGI, waitress and cheroot
-have objects of their own from which their capacity can be read.
+WSGI does not define this. ``integrations.gunicorn`` fills it in for gunicorn; the capacity of uWSGI, waitress
+and cheroot is read from their own objects.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _log = logging.getLogger("scalezero_wsgi")
 
 @dataclass(slots=True)
 class Server:
-    """What is known of the server in one worker process.
+    """What is known about the server in one worker process.
 
     :ivar told: whether an integration filled this in.
     :ivar capacity: how many requests it can serve at once; ``None`` if it has not said.
-    :ivar keep_alive: tells the server's master that a worker which waits is alive.
+    :ivar keep_alive: tells the server's master that this worker is alive although it waits.
     :ivar stopping: whether the worker was told to stop.
     """
 
@@ -44,13 +44,13 @@ class Server:
 
 
 this_server = PerProcess(Server).get
-"""Returns the server of this process; an integration fills it in."""
+"""Return the server of this process; an integration fills it in."""
 
 
 def capacity_of(environ: WSGIEnvironment) -> int:
     """Return how many requests the server can serve at once, as far as that can be found out.
 
-    :param environ: of any of its requests; to be asked in the thread that serves it.
+    :param environ: of any request; call this in the thread that serves that request.
     """
     # uWSGI's greenlets come before wsgi.multithread, which is false with them.
     known = this_server().capacity or _uwsgi() or _waitress(environ) or _cheroot()
@@ -62,8 +62,8 @@ def capacity_of(environ: WSGIEnvironment) -> int:
 def room_to_wait(capacity: int) -> int:
     """Return how many requests may wait.
 
-    A quarter of the server's places, and never fewer than one, stays free for warm requests and health
-    checks. Where there is one place only, one request may wait in it.
+    Keep a quarter of the capacity, and at least one place, free for warm requests and health checks.
+    If there is only one place, one request may wait in it.
 
     :param capacity: how many requests the server can serve at once.
     """
@@ -71,13 +71,13 @@ def room_to_wait(capacity: int) -> int:
 
 
 def _uwsgi() -> int | None:
-    uwsgi: Any = sys.modules.get("uwsgi")  # there only inside uWSGI
+    uwsgi: Any = sys.modules.get("uwsgi")  # exists only inside uWSGI
     cores = getattr(uwsgi, "cores", None)  # of one process: its threads or its greenlets
     return cores if isinstance(cores, int) else None
 
 
 def _waitress(environ: WSGIEnvironment) -> int | None:
-    # A method of the channel, which knows the server's adjustments.
+    # This is a method of the channel, which has the server's adjustments.
     channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
     threads = getattr(getattr(channel, "adj", None), "threads", None)
     return threads if isinstance(threads, int) else None
@@ -90,12 +90,12 @@ def _cheroot() -> int | None:
 
 
 def cheroot_thread() -> Any:
-    """Return the current thread if it is one of cheroot's, which know their ``server`` and their ``conn``."""
+    """Return the current thread if it is cheroot's, with its ``server`` and ``conn``; else ``None``."""
     thread = threading.current_thread()
     return thread if type(thread).__module__ == "cheroot.workers.threadpool" else None
 
 
-# gunicorn's sync workers, when nobody told them that waiting is not hanging
+# gunicorn's sync workers without the integration: a request that waits looks like one that hangs
 
 _longest_wait = 0.0
 _warned = False
@@ -108,7 +108,7 @@ def longest_wait() -> float:
 
 
 def middleware_made(max_wait: float) -> None:
-    """Note for how many seconds a new middleware may hold a request; warn if its server will not bear it."""
+    """Note how many seconds a new middleware may hold a request; warn if gunicorn would kill its worker."""
     global _longest_wait
     _longest_wait = max(_longest_wait, max_wait)
     if HOOK not in sys.modules:
@@ -116,7 +116,7 @@ def middleware_made(max_wait: float) -> None:
 
 
 def warn_if_waiting_kills() -> None:
-    """Log, once, that gunicorn will kill a worker whose request waits. Cheap when there is nothing to log."""
+    """Log, once, if gunicorn will kill a worker whose request waits. Cheap if there is nothing to log."""
     global _warned
     if _warned or this_server().told:
         return

@@ -1,7 +1,7 @@
-"""One thread that checks, for all requests that wait in this process, whether they are to go on waiting.
+"""One thread that checks, for all waiting requests of this process, whether they may go on waiting.
 
-A client may have disconnected, or the worker been told to stop. A thousand threads that each wake up
-several times a second to check that themselves take a quarter of a processor.
+A client may have disconnected, or the worker may have been told to stop. If a thousand waiting threads each
+woke up several times a second to check that, they would use a quarter of a processor.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ CHECK_EVERY = 0.1
 """Seconds between two checks of one request."""
 
 CHECKS_PER_SECOND = 10_000
-"""Checks per second that there are at most: with more requests waiting, each is checked less often."""
+"""The most checks per second: if more requests wait, each is checked less often."""
 
 
 class Lookout:
-    """Runs the thread as long as somebody waits. Of one process: not to be used after a fork."""
+    """Runs the thread while anybody waits. It belongs to one process: do not use it after a fork."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -32,10 +32,10 @@ class Lookout:
 
     @contextlib.contextmanager
     def watch(self, sleeper: Sleeper, may_wait: Callable[[], bool] | None) -> Iterator[None]:
-        """Wake the sleeper when ``may_wait`` no longer holds.
+        """Wake the sleeper when ``may_wait`` no longer returns ``True``.
 
-        :param may_wait: returns ``False``, or raises, when the sleeper is to wait no longer. It must not
-            block. It is called in another thread, so whoever is woken calls it again. ``None``: always.
+        :param may_wait: returns ``False``, or raises, when the sleeper must stop waiting. It must not block.
+            It is called in another thread, so the woken thread calls it again. ``None``: it may always wait.
         :raises TooManyWaiting: no thread could be started.
         """
         if may_wait is None:
@@ -69,15 +69,15 @@ class Lookout:
                 if sleeper in self._watched and not _wants_to_wait(may_wait):
                     sleeper.wake()
                 if not number % 100:
-                    time.sleep(0)  # a greenlet gives way to the others by nothing else
+                    time.sleep(0)  # nothing else here lets other greenlets run
 
 
 lookout = PerProcess(Lookout).get
-"""Returns the lookout of this process."""
+"""Return the lookout of this process."""
 
 
 def _wants_to_wait(may_wait: Callable[[], bool]) -> bool:
     try:
         return may_wait()
-    except BaseException:  # noqa: BLE001  whoever is woken calls it, and meets the error, again
+    except BaseException:  # noqa: BLE001  the woken thread calls it again, and meets the error
         return False
