@@ -395,6 +395,16 @@ class TestAlone:
         assert bench.store.calls == ["report"]
         assert bench.kinds() == [CoordinationLost]
 
+    def test_nor_is_it_tried_by_who_led_when_it_was_lost(self, bench: Bench) -> None:
+        with bench.lead() as lead:
+            bench.store.error = DOWN
+            lead.publish(READY)
+            bench.store.calls.clear()
+            lead.publish(READY)
+            lead.confirm()
+        assert bench.peers.shared_status(HELLO) is None
+        assert bench.store.calls == []
+
     def test_it_joins_again_by_itself(self, bench: Bench) -> None:
         bench.store.error = DOWN
         bench.run_once()
