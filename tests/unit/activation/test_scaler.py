@@ -61,6 +61,7 @@ def test_an_available_function_is_asked_for_once_and_left_as_it_is() -> None:
     assert bench.wake().status == UP
     assert (len(provider.queries), provider.sets) == (1, [])
     assert bench.cache.get("hello") == (UP, True)
+    assert bench.scaler.last_starts(HELLO) == ()
 
 
 def test_a_function_at_zero_is_scaled_up_and_waited_for() -> None:

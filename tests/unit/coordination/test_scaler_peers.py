@@ -159,6 +159,23 @@ class TestOneFlight:
         world.all_land()
         assert worker.scaler.last_starts(HELLO)
 
+    def test_a_follower_that_sees_it_come_up_has_waited_for_the_start_though_nobody_told_of_one(self) -> None:
+        """As the leader of an earlier release."""
+        world = World(1)
+        (worker,) = world.workers
+        lease = world.store.acquire(HELLO, "leads", 60.0)
+        assert lease is not None
+        worker.wake()
+        world.pass_time(0.5)
+        assert not worker.flights[0].starting
+        world.store.publish(lease, SharedStatus(STARTING, name="first"))
+        world.pass_time(0.5)
+        assert worker.flights[0].starting
+        world.store.publish(lease, SharedStatus(UP, name="end"))
+        world.all_land()
+        assert worker.scaler.last_starts(HELLO)
+        assert [type(event) for event in world.events] == [FunctionReady]
+
     def test_who_comes_when_it_is_up_asks_nobody(self) -> None:
         world = World(2)
         first, second = world.workers
@@ -192,6 +209,14 @@ class TestOneFlight:
         world.all_land()
         assert len(world.provider.sets) == 1
         assert SETTLE * 0.5 <= world.clock() <= SETTLE + 1.0
+
+    def test_what_came_of_it_long_after_does_not_stand_against_the_next(self) -> None:
+        world = World(1)
+        world.told(SharedStatus(ZERO, start=Start("lost", age=2 * SETTLE)))
+        world.provider.answer = lambda: UP if world.provider.sets else replace(ZERO, failure="exited with 1")
+        wake_all(world)
+        world.all_land()
+        assert isinstance(outcomes(world)[0], FunctionMeta)
 
     def test_nor_is_one_waited_for_that_others_have_seen_come_and_go(self) -> None:
         world = World(1)
@@ -604,6 +629,18 @@ class TestTrouble:
         world.pass_time(1.0)
         assert worker.flights[0].trouble is None
         world.pass_time(LEADER_SILENT)
+        assert isinstance(worker.flights[0].trouble, ProviderSilent)
+
+    def test_who_takes_over_has_had_no_answer_yet(self) -> None:
+        world = World(1, latency=100.0)
+        (worker,) = world.workers
+        lease = world.store.acquire(HELLO, "leads", LEASE)
+        assert lease is not None
+        assert world.store.publish(lease, SharedStatus(STARTING, name="all"))
+        worker.wake()
+        world.pass_time(0.5)
+        assert worker.flights[0].trouble is None
+        world.until(lambda: world.provider.queries == 1)
         assert isinstance(worker.flights[0].trouble, ProviderSilent)
 
     def test_patience_begins_anew_with_the_lead(self) -> None:
