@@ -176,6 +176,27 @@ def test_a_provider_that_goes_on_failing_ends_the_wait_within_its_patience() -> 
     assert len(provider.queries) < 12
 
 
+def test_one_that_fails_now_and_then_is_waited_for_however_long() -> None:
+    bench = Bench(ScriptedProvider(*[BROKEN, STARTING] * 60, UP))
+    assert bench.wake().available
+    assert bench.clock() > 2 * PROVIDER_PATIENCE
+
+
+def test_a_scale_up_that_fails_stays_the_trouble_while_queries_work() -> None:
+    class Refusing(ScriptedProvider):
+        def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
+            flight = bench.scaler.flight(HELLO)
+            troubles.append(None if flight is None else flight.trouble)
+            raise BROKEN
+
+    troubles: list[Exception | None] = []
+    bench = Bench(Refusing(ZERO))
+    with pytest.raises(ProviderError):
+        bench.wake()
+    assert len(troubles) > 2
+    assert troubles == [None, *[BROKEN] * (len(troubles) - 1)]
+
+
 def test_a_failed_scale_up_is_tried_again_with_back_off() -> None:
     provider = ScriptedProvider(ZERO, ZERO, UP, on_set=BROKEN)
     bench = Bench(provider)
@@ -391,6 +412,28 @@ class TestAProviderThatWatches:
         with pytest.raises(FunctionFailed):
             bench.wake()
         assert provider.watched == []
+
+    def test_after_each_request_it_is_asked_anew(self) -> None:
+        """A watch would wait for a change that may have come and gone."""
+        steps: list[str] = []
+
+        class Noting(self.Watching):  # type: ignore[name-defined, misc]
+            def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
+                steps.append("get")
+                return ZERO
+
+            def wait_for_change(self, *_: object) -> ReplicaStatus:
+                steps.append("watch")
+                return ZERO
+
+            def set_replicas(self, *_: object) -> None:
+                steps.append("set")
+
+        with pytest.raises(NotAvailable):
+            Bench(Noting(ZERO, changes=[ZERO])).wake(until=3 * SETTLE)
+        after = [later for earlier, later in itertools.pairwise(steps) if earlier == "set"]
+        assert after == ["get"] * len(after)
+        assert len(after) > 1
 
     def test_a_watch_that_breaks_is_a_failed_query(self) -> None:
         provider = self.Watching(ZERO, ZERO, STARTING, changes=[BROKEN, UP])
