@@ -17,7 +17,7 @@ from scalezero_wsgi.activation.scaler import LINGER
 from scalezero_wsgi.activation.single_flight import Flight
 from scalezero_wsgi.activation.state import SETTLE, STABLE, FunctionMeta
 from scalezero_wsgi.coordination import CoordinationError
-from scalezero_wsgi.coordination.base import Failure, ProviderFault, SharedStatus, Start
+from scalezero_wsgi.coordination.base import Failure, Lease, ProviderFault, SharedStatus, Start
 from scalezero_wsgi.coordination.heartbeat import HEARTBEAT
 from scalezero_wsgi.coordination.leadership import LEASE, REPUBLISH
 from scalezero_wsgi.events import (
@@ -498,6 +498,36 @@ class TestFailure:
         world.all_land()
         assert isinstance(outcome(first.flights[0]), FunctionMeta)
         assert not [event for event in world.events if isinstance(event, StartFailed)]
+
+    def test_who_sees_that_it_ended_soon_after_its_start_tells_all(self) -> None:
+        world = World(2, delay=0.1)
+        first, second = world.workers
+        first.wake()
+        world.all_land()
+        world.answer(replace(ZERO, failure="exited with 1"))
+        world.pass_time(EXPIRY * 1.5)
+        first.wake()
+        world.all_land()
+        queries = world.provider.queries
+        second.wake()
+        world.all_land()
+        assert [outcome(worker.flights[-1]) for worker in world.workers] == [FunctionFailed] * 2
+        assert world.provider.queries == queries
+
+    def test_a_store_that_takes_longer_than_the_rest_hides_no_failed_start(self) -> None:
+        world = World(1)
+        world.provider.refusal = FunctionFailed("hello", "no")
+        publish = world.store.publish
+
+        def publish_slowly(lease: Lease, known: SharedStatus) -> bool:
+            world.clock.advance(LEASE * 0.75)
+            return publish(lease, known)
+
+        world.store.publish = publish_slowly  # type: ignore[method-assign]
+        wake_all(world)
+        world.all_land()
+        failed = [event for event in world.events if isinstance(event, StartFailed)]
+        assert [event.retry_after for event in failed] == [pytest.approx(1.0)]
 
     def test_who_comes_new_learns_that_the_function_rests(self) -> None:
         world = World(2)
