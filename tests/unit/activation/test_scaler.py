@@ -197,6 +197,30 @@ def test_a_scale_up_that_fails_stays_the_trouble_while_queries_work() -> None:
     assert troubles == [None, *[BROKEN] * (len(troubles) - 1)]
 
 
+def test_one_that_works_in_the_end_is_no_trouble_any_more() -> None:
+    troubles: list[Exception | None] = []
+
+    def note() -> ReplicaStatus:
+        flight = bench.scaler.flight(HELLO)
+        assert flight is not None
+        troubles.append(flight.trouble)
+        return UP
+
+    bench = Bench(ScriptedProvider(ZERO, ZERO, note, on_set=BROKEN))
+    assert bench.wake().available
+    assert troubles == [None]
+
+
+def test_a_scale_up_that_returns_when_the_function_is_ready_is_a_part_of_its_start() -> None:
+    class Blocking(ScriptedProvider):
+        def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
+            bench.clock.advance(3.0)
+
+    bench = Bench(Blocking(ZERO, UP))
+    bench.wake()
+    assert bench.scaler.last_starts(HELLO) == (pytest.approx(3.0, abs=0.1),)
+
+
 def test_a_failed_scale_up_is_tried_again_with_back_off() -> None:
     provider = ScriptedProvider(ZERO, ZERO, UP, on_set=BROKEN)
     bench = Bench(provider)
@@ -211,6 +235,7 @@ def test_a_scale_up_that_goes_on_failing_ends_the_wait_though_queries_work() -> 
     with pytest.raises(ProviderError):
         bench.wake()
     assert bench.clock() <= PROVIDER_PATIENCE + 1.5
+    assert len(provider.sets) < 12
 
 
 @pytest.mark.parametrize("script", [(), (ZERO, STARTING)])
@@ -413,27 +438,44 @@ class TestAProviderThatWatches:
             bench.wake()
         assert provider.watched == []
 
-    def test_after_each_request_it_is_asked_anew(self) -> None:
+    def test_after_each_request_it_is_asked_anew_and_soon_again(self) -> None:
         """A watch would wait for a change that may have come and gone."""
-        steps: list[str] = []
+        steps: list[tuple[str, float]] = []
 
         class Noting(self.Watching):  # type: ignore[name-defined, misc]
             def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
-                steps.append("get")
+                steps.append(("get", bench.clock()))
                 return ZERO
 
             def wait_for_change(self, *_: object) -> ReplicaStatus:
-                steps.append("watch")
+                steps.append(("watch", bench.clock()))
                 return ZERO
 
             def set_replicas(self, *_: object) -> None:
-                steps.append("set")
+                steps.append(("set", bench.clock()))
 
+        bench = Bench(Noting(ZERO, changes=[ZERO]))
         with pytest.raises(NotAvailable):
-            Bench(Noting(ZERO, changes=[ZERO])).wake(until=3 * SETTLE)
-        after = [later for earlier, later in itertools.pairwise(steps) if earlier == "set"]
-        assert after == ["get"] * len(after)
-        assert len(after) > 1
+            bench.wake(until=3 * SETTLE)
+        requests = [index for index, (step, _) in enumerate(steps) if step == "set"]
+        assert len(requests) > 1
+        for index in requests:
+            after = steps[index + 1 : index + 4]
+            assert [step for step, _ in after] == ["get", "watch", "watch"]
+            assert after[-1][1] - after[0][1] < 0.01
+
+    def test_one_that_changes_all_the_time_is_watched_to_the_end_of_the_flight_only(self) -> None:
+        class Changing(self.Watching):  # type: ignore[name-defined, misc]
+            def wait_for_change(self, name: str, namespace: str, seen: ReplicaStatus, _: float) -> ReplicaStatus:
+                bench.clock.advance(1.0)
+                return replace(STARTING, replicas=3 - seen.replicas)
+
+        bench = Bench(Changing(STARTING, changes=[STARTING]))
+        flight = bench.scaler.start(HELLO, 10.0)
+        assert flight.wait(PATIENCE)
+        with pytest.raises(NotAvailable):
+            flight.result()
+        assert 10.0 < bench.clock() < 12.0
 
     def test_a_watch_that_breaks_is_a_failed_query(self) -> None:
         provider = self.Watching(ZERO, ZERO, STARTING, changes=[BROKEN, UP])
