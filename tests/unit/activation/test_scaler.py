@@ -466,7 +466,7 @@ class TestAProviderThatWatches:
 
     def test_one_that_changes_all_the_time_is_watched_to_the_end_of_the_flight_only(self) -> None:
         class Changing(self.Watching):  # type: ignore[name-defined, misc]
-            def wait_for_change(self, name: str, namespace: str, seen: ReplicaStatus, _: float) -> ReplicaStatus:
+            def wait_for_change(self, name: str, namespace: str, seen: ReplicaStatus, *_: object) -> object:
                 bench.clock.advance(1.0)
                 return replace(STARTING, replicas=3 - seen.replicas)
 

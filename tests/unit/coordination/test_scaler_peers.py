@@ -972,6 +972,16 @@ class TestNobodyWaits:
         assert world.workers[0].peers.joined
         assert not [event for event in world.events if isinstance(event, CoordinationLost)]
 
+    def test_it_goes_on_as_long_as_a_request_waits_in_another_worker(self) -> None:
+        world = World(2, delay=LINGER + 20.0)
+        first, second = world.workers
+        first.wake(wanted=False)
+        world.until(lambda: len(world.provider.sets) == 1)
+        second.waiting = {HELLO: 1}
+        second.wake()
+        world.all_land(LINGER + 30.0)
+        assert isinstance(outcome(first.flights[0]), FunctionMeta)
+
     def test_when_it_ends_one_that_still_waits_takes_over(self) -> None:
         world = World(2, delay=LINGER + 20.0)
         first, second = world.workers
