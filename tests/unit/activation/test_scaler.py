@@ -477,6 +477,21 @@ class TestAProviderThatWatches:
             flight.result()
         assert 10.0 < bench.clock() < 12.0
 
+    def test_a_change_is_as_old_as_its_return_and_no_change_as_old_as_the_watch(self) -> None:
+        refreshed: list[float] = []
+
+        class Slow(self.Watching):  # type: ignore[name-defined, misc]
+            def wait_for_change(self, *_: object) -> ReplicaStatus:
+                meta = bench.cache.find(HELLO)
+                assert meta is not None
+                refreshed.append(meta.last_refresh)
+                bench.clock.advance(3.0)
+                return STARTING if len(refreshed) == 1 else UP
+
+        bench = Bench(Slow(STARTING, changes=[STARTING]))
+        assert bench.wake().last_refresh == bench.clock()
+        assert refreshed == [0.0, 0.0]
+
     def test_a_watch_that_breaks_is_a_failed_query(self) -> None:
         provider = self.Watching(ZERO, ZERO, STARTING, changes=[BROKEN, UP])
         assert Bench(provider).wake().available
@@ -532,10 +547,16 @@ class TestRefresh:
             with ended_threads():
                 bench.scaler.refresh(HELLO)
         assert len(provider.queries) == 1
+        assert len(bench.of(ProviderFailed)) == 1
         bench.clock.advance(1)
         with ended_threads():
             bench.scaler.refresh(HELLO)
         assert len(provider.queries) == 2
+        bench.clock.advance(2)
+        assert bench.scaler.wait_for_refresh(HELLO, PATIENCE) is not None
+        provider.script = [UP]
+        bench.clock.advance(4)
+        assert bench.scaler.wait_for_refresh(HELLO, PATIENCE) is None
 
 
 class TestThoseWhoWait:

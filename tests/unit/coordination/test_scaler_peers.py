@@ -608,6 +608,25 @@ class TestTrouble:
         world.pass_time(2.0)
         assert all(worker.flights[0].trouble is None for worker in world.workers)
 
+    def test_meanwhile_no_status_is_told_without_it(self) -> None:
+        world = World(1)
+        world.provider.refusal = ProviderError("507")
+        told: list[SharedStatus] = []
+        publish = world.store.publish
+
+        def note(lease: Lease, known: SharedStatus) -> bool:
+            told.append(known)
+            return publish(lease, known)
+
+        world.store.publish = note  # type: ignore[method-assign]
+        wake_all(world)
+        assert not world.workers[0].flights[0].starting
+        world.pass_time(1.0)
+        assert world.workers[0].flights[0].starting
+        assert told[0].trouble is None
+        assert all(known.trouble is not None for known in told[1:])
+        assert len(told) > 3
+
     def test_a_final_trouble_of_an_earlier_flight_ends_no_new_one(self) -> None:
         world = World(1)
         world.told(SharedStatus(None, trouble=ProviderFault(0.1, final=True)))
@@ -739,6 +758,28 @@ class TestRefresh:
                 if not worker.scaler._outages.resting(worker.state):
                     worker.refresh()
             world.pass_time(FIRST_PAUSE / 10)
+        assert world.provider.queries == 1
+
+    def test_the_answer_of_another_worker_ends_an_outage(self) -> None:
+        world = World(1)
+        (worker,) = world.workers
+        world.answer(ProviderError("500"))
+        worker.refresh()
+        world.all_land()
+        assert worker.scaler._outages.error(worker.state) is not None
+        world.pass_time(1.0)
+        world.told(SharedStatus(UP))
+        worker.refresh()
+        world.all_land()
+        assert worker.scaler._outages.error(worker.state) is None
+        assert world.provider.queries == 1
+
+    def test_one_that_failed_another_worker_long_ago_is_asked(self) -> None:
+        world = World(1)
+        ago = 2 * FIRST_PAUSE
+        world.told(SharedStatus(None, ago, trouble=ProviderFault(ago)))
+        world.workers[0].refresh()
+        world.all_land()
         assert world.provider.queries == 1
 
     def test_one_that_fails_again_and_again_is_asked_less_and_less_by_the_whole_fleet(self) -> None:
