@@ -24,7 +24,7 @@ from scalezero_wsgi.activation.state import SETTLE, STABLE, FunctionMeta
 from scalezero_wsgi.events import Event, FunctionReady, ProviderFailed, Reporter, ScaleRequested, StartFailed
 from scalezero_wsgi.providers import Provider
 from tests.support.clock import Clock
-from tests.support.fakes import HELLO, STARTING, UP, ZERO, FakeEngine, ScriptedProvider
+from tests.support.fakes import HELLO, STARTING, UP, ZERO, FakeEngine, ScriptedProvider, Step
 from tests.support.waiting import PATIENCE, ended_threads
 
 BROKEN = ProviderError("http://10.0.0.1 said 500")
@@ -177,7 +177,8 @@ def test_a_provider_that_goes_on_failing_ends_the_wait_within_its_patience() -> 
 
 
 def test_one_that_fails_now_and_then_is_waited_for_however_long() -> None:
-    bench = Bench(ScriptedProvider(*[BROKEN, STARTING] * 60, UP))
+    script: list[Step] = [BROKEN, STARTING] * 60
+    bench = Bench(ScriptedProvider(*script, UP))
     assert bench.wake().available
     assert bench.clock() > 2 * PROVIDER_PATIENCE
 
@@ -218,7 +219,8 @@ def test_a_scale_up_that_returns_when_the_function_is_ready_is_a_part_of_its_sta
 
     bench = Bench(Blocking(ZERO, UP))
     bench.wake()
-    assert bench.scaler.last_starts(HELLO) == (pytest.approx(3.0, abs=0.1),)
+    (took,) = bench.scaler.last_starts(HELLO)
+    assert took == pytest.approx(3.0, abs=0.1)
 
 
 def test_a_failed_scale_up_is_tried_again_with_back_off() -> None:

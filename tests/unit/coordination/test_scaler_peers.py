@@ -167,12 +167,13 @@ class TestOneFlight:
         assert lease is not None
         worker.wake()
         world.pass_time(0.5)
-        assert not worker.flights[0].starting
+        starting = [worker.flights[0].starting]
         world.store.publish(lease, SharedStatus(STARTING, name="first"))
         world.pass_time(0.5)
-        assert worker.flights[0].starting
+        starting.append(worker.flights[0].starting)
         world.store.publish(lease, SharedStatus(UP, name="end"))
         world.all_land()
+        assert starting == [False, True]
         assert worker.scaler.last_starts(HELLO)
         assert [type(event) for event in world.events] == [FunctionReady]
 
@@ -620,9 +621,11 @@ class TestTrouble:
 
         world.store.publish = note  # type: ignore[method-assign]
         wake_all(world)
-        assert not world.workers[0].flights[0].starting
+        (flight,) = world.workers[0].flights
+        starting = [flight.starting]
         world.pass_time(1.0)
-        assert world.workers[0].flights[0].starting
+        starting.append(flight.starting)
+        assert starting == [False, True]
         assert told[0].trouble is None
         assert all(known.trouble is not None for known in told[1:])
         assert len(told) > 3
