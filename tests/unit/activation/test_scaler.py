@@ -22,10 +22,11 @@ from scalezero_wsgi import (
 from scalezero_wsgi.activation.activation import PROVIDER_PATIENCE
 from scalezero_wsgi.activation.state import SETTLE, STABLE, FunctionMeta
 from scalezero_wsgi.events import Event, FunctionReady, ProviderFailed, Reporter, ScaleRequested, StartFailed
+from scalezero_wsgi.model import ProviderSilent
 from scalezero_wsgi.providers import Provider
-from tests.support.clock import Clock
+from tests.support.clock import Clock, MovingClock
 from tests.support.fakes import HELLO, STARTING, UP, ZERO, FakeEngine, ScriptedProvider, Step
-from tests.support.waiting import PATIENCE, ended_threads
+from tests.support.waiting import PATIENCE, ended_threads, until
 
 BROKEN = ProviderError("http://10.0.0.1 said 500")
 
@@ -242,10 +243,15 @@ def test_a_scale_up_that_goes_on_failing_ends_the_wait_though_queries_work() -> 
 
 @pytest.mark.parametrize("script", [(), (ZERO, STARTING)])
 def test_an_unknown_function_ends_the_wait_and_is_remembered(script: tuple[ReplicaStatus, ...]) -> None:
-    bench = Bench(ScriptedProvider(*script, FunctionNotFound("hello")))
+    provider = ScriptedProvider(*script, FunctionNotFound("hello"))
+    bench = Bench(provider)
     with pytest.raises(FunctionNotFound):
         bench.wake()
     assert bench.cache.is_missing(HELLO)
+    asked = len(provider.queries)
+    with pytest.raises(FunctionNotFound):
+        bench.wake()
+    assert len(provider.queries) == asked
 
 
 def test_a_function_that_vanishes_before_it_is_scaled_is_not_found() -> None:
@@ -535,12 +541,26 @@ class TestRefresh:
         assert not meta.available
 
     def test_one_that_finds_nothing_forgets_the_function(self) -> None:
-        bench = Bench(ScriptedProvider(FunctionNotFound("hello")))
+        provider = ScriptedProvider(FunctionNotFound("hello"))
+        bench = Bench(provider)
         bench.cache.set("hello", UP)
-        with ended_threads():
-            bench.scaler.refresh(HELLO)
+        for _ in range(2):
+            with ended_threads():
+                bench.scaler.refresh(HELLO)
         assert not bench.cache.get("hello")[1]
         assert bench.cache.is_missing(HELLO)
+        assert len(provider.queries) == 1
+
+    def test_those_who_wait_for_one_share_the_time(self) -> None:
+        clock, gate = MovingClock(), threading.Event()
+        provider = ScriptedProvider(lambda: UP if gate.wait(PATIENCE) else ZERO)
+        scaler = FunctionScaler(provider, FunctionCache(0.25, clock=clock), clock=clock)
+        scaler.refresh(HELLO)
+        clock.advance(PATIENCE)
+        begun = time.monotonic()
+        assert isinstance(scaler.wait_for_refresh(HELLO, PATIENCE), ProviderSilent)
+        assert time.monotonic() - begun < PATIENCE / 2
+        gate.set()
 
     def test_after_one_that_failed_there_is_a_pause(self) -> None:
         provider = ScriptedProvider(BROKEN)
@@ -664,6 +684,29 @@ class TestThoseWhoWait:
         since = time.monotonic()
         assert scaler.ensure_available(HELLO, since + 20, since=since).last_refresh >= since
         assert len(provider.queries) == 2
+
+    def test_nor_is_it_the_outcome_of_a_flight(self) -> None:
+        scaler = FunctionScaler(ScriptedProvider(UP), FunctionCache(60.0))
+        scaler.ensure_available(HELLO, time.monotonic() + 20)
+        since = time.monotonic()
+        flight = scaler.start(HELLO, since + 20, since=since)
+        assert flight.wait(PATIENCE)
+        assert flight.result().last_refresh >= since
+
+    def test_nor_is_one_that_comes_later_but_was_asked_for_before(self) -> None:
+        gate = threading.Event()
+        provider = ScriptedProvider(lambda: UP if gate.wait(PATIENCE) else ZERO)
+        scaler = self.scaler(provider)
+        scaler.start(HELLO, time.monotonic() + PATIENCE)
+        until(lambda: bool(provider.queries))
+        since = time.monotonic()
+
+        def check(_: object) -> float:
+            gate.set()
+            return since + PATIENCE
+
+        meta = scaler.ensure_available(HELLO, since + PATIENCE, since=since, check=check)
+        assert meta.last_refresh >= since
 
     def test_what_is_left_of_a_start_is_told(self) -> None:
         fleet = FakeEngine(time.monotonic, delay=0.05)
