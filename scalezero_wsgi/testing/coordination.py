@@ -397,6 +397,8 @@ class CoordinationContract:
             assert changes.wait(TTL)
             self._calm(changes.wait)
             other.publish(lease, SharedStatus(ReplicaStatus(2, 2)))
+            assert changes.wait(TTL)
+            self._calm(changes.wait)
             other.release(lease)
             assert changes.wait(TTL)
 

@@ -22,10 +22,11 @@ from scalezero_wsgi import (
 from scalezero_wsgi.activation.activation import PROVIDER_PATIENCE
 from scalezero_wsgi.activation.state import SETTLE, STABLE, FunctionMeta
 from scalezero_wsgi.events import Event, FunctionReady, ProviderFailed, Reporter, ScaleRequested, StartFailed
+from scalezero_wsgi.model import ProviderSilent
 from scalezero_wsgi.providers import Provider
-from tests.support.clock import Clock
-from tests.support.fakes import HELLO, STARTING, UP, ZERO, FakeEngine, ScriptedProvider
-from tests.support.waiting import PATIENCE, ended_threads
+from tests.support.clock import Clock, MovingClock
+from tests.support.fakes import HELLO, STARTING, UP, ZERO, FakeEngine, ScriptedProvider, Step
+from tests.support.waiting import PATIENCE, ended_threads, until
 
 BROKEN = ProviderError("http://10.0.0.1 said 500")
 
@@ -61,6 +62,7 @@ def test_an_available_function_is_asked_for_once_and_left_as_it_is() -> None:
     assert bench.wake().status == UP
     assert (len(provider.queries), provider.sets) == (1, [])
     assert bench.cache.get("hello") == (UP, True)
+    assert bench.scaler.last_starts(HELLO) == ()
 
 
 def test_a_function_at_zero_is_scaled_up_and_waited_for() -> None:
@@ -175,6 +177,53 @@ def test_a_provider_that_goes_on_failing_ends_the_wait_within_its_patience() -> 
     assert len(provider.queries) < 12
 
 
+def test_one_that_fails_now_and_then_is_waited_for_however_long() -> None:
+    script: list[Step] = [BROKEN, STARTING] * 60
+    bench = Bench(ScriptedProvider(*script, UP))
+    assert bench.wake().available
+    assert bench.clock() > 2 * PROVIDER_PATIENCE
+
+
+def test_a_scale_up_that_fails_stays_the_trouble_while_queries_work() -> None:
+    class Refusing(ScriptedProvider):
+        def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
+            flight = bench.scaler.flight(HELLO)
+            troubles.append(None if flight is None else flight.trouble)
+            raise BROKEN
+
+    troubles: list[Exception | None] = []
+    bench = Bench(Refusing(ZERO))
+    with pytest.raises(ProviderError):
+        bench.wake()
+    assert len(troubles) > 2
+    assert troubles == [None, *[BROKEN] * (len(troubles) - 1)]
+
+
+def test_one_that_works_in_the_end_is_no_trouble_any_more() -> None:
+    troubles: list[Exception | None] = []
+
+    def note() -> ReplicaStatus:
+        flight = bench.scaler.flight(HELLO)
+        assert flight is not None
+        troubles.append(flight.trouble)
+        return UP
+
+    bench = Bench(ScriptedProvider(ZERO, ZERO, note, on_set=BROKEN))
+    assert bench.wake().available
+    assert troubles == [None]
+
+
+def test_a_scale_up_that_returns_when_the_function_is_ready_is_a_part_of_its_start() -> None:
+    class Blocking(ScriptedProvider):
+        def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
+            bench.clock.advance(3.0)
+
+    bench = Bench(Blocking(ZERO, UP))
+    bench.wake()
+    (took,) = bench.scaler.last_starts(HELLO)
+    assert took == pytest.approx(3.0, abs=0.1)
+
+
 def test_a_failed_scale_up_is_tried_again_with_back_off() -> None:
     provider = ScriptedProvider(ZERO, ZERO, UP, on_set=BROKEN)
     bench = Bench(provider)
@@ -189,14 +238,20 @@ def test_a_scale_up_that_goes_on_failing_ends_the_wait_though_queries_work() -> 
     with pytest.raises(ProviderError):
         bench.wake()
     assert bench.clock() <= PROVIDER_PATIENCE + 1.5
+    assert len(provider.sets) < 12
 
 
 @pytest.mark.parametrize("script", [(), (ZERO, STARTING)])
 def test_an_unknown_function_ends_the_wait_and_is_remembered(script: tuple[ReplicaStatus, ...]) -> None:
-    bench = Bench(ScriptedProvider(*script, FunctionNotFound("hello")))
+    provider = ScriptedProvider(*script, FunctionNotFound("hello"))
+    bench = Bench(provider)
     with pytest.raises(FunctionNotFound):
         bench.wake()
     assert bench.cache.is_missing(HELLO)
+    asked = len(provider.queries)
+    with pytest.raises(FunctionNotFound):
+        bench.wake()
+    assert len(provider.queries) == asked
 
 
 def test_a_function_that_vanishes_before_it_is_scaled_is_not_found() -> None:
@@ -391,6 +446,60 @@ class TestAProviderThatWatches:
             bench.wake()
         assert provider.watched == []
 
+    def test_after_each_request_it_is_asked_anew_and_soon_again(self) -> None:
+        """A watch would wait for a change that may have come and gone."""
+        steps: list[tuple[str, float]] = []
+
+        class Noting(self.Watching):  # type: ignore[name-defined, misc]
+            def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
+                steps.append(("get", bench.clock()))
+                return ZERO
+
+            def wait_for_change(self, *_: object) -> ReplicaStatus:
+                steps.append(("watch", bench.clock()))
+                return ZERO
+
+            def set_replicas(self, *_: object) -> None:
+                steps.append(("set", bench.clock()))
+
+        bench = Bench(Noting(ZERO, changes=[ZERO]))
+        with pytest.raises(NotAvailable):
+            bench.wake(until=3 * SETTLE)
+        requests = [index for index, (step, _) in enumerate(steps) if step == "set"]
+        assert len(requests) > 1
+        for index in requests:
+            after = steps[index + 1 : index + 4]
+            assert [step for step, _ in after] == ["get", "watch", "watch"]
+            assert after[-1][1] - after[0][1] < 0.01
+
+    def test_one_that_changes_all_the_time_is_watched_to_the_end_of_the_flight_only(self) -> None:
+        class Changing(self.Watching):  # type: ignore[name-defined, misc]
+            def wait_for_change(self, name: str, namespace: str, seen: ReplicaStatus, *_: object) -> object:
+                bench.clock.advance(1.0)
+                return replace(STARTING, replicas=3 - seen.replicas)
+
+        bench = Bench(Changing(STARTING, changes=[STARTING]))
+        flight = bench.scaler.start(HELLO, 10.0)
+        assert flight.wait(PATIENCE)
+        with pytest.raises(NotAvailable):
+            flight.result()
+        assert 10.0 < bench.clock() < 12.0
+
+    def test_a_change_is_as_old_as_its_return_and_no_change_as_old_as_the_watch(self) -> None:
+        refreshed: list[float] = []
+
+        class Slow(self.Watching):  # type: ignore[name-defined, misc]
+            def wait_for_change(self, *_: object) -> ReplicaStatus:
+                meta = bench.cache.find(HELLO)
+                assert meta is not None
+                refreshed.append(meta.last_refresh)
+                bench.clock.advance(3.0)
+                return STARTING if len(refreshed) == 1 else UP
+
+        bench = Bench(Slow(STARTING, changes=[STARTING]))
+        assert bench.wake().last_refresh == bench.clock()
+        assert refreshed == [0.0, 0.0]
+
     def test_a_watch_that_breaks_is_a_failed_query(self) -> None:
         provider = self.Watching(ZERO, ZERO, STARTING, changes=[BROKEN, UP])
         assert Bench(provider).wake().available
@@ -432,12 +541,26 @@ class TestRefresh:
         assert not meta.available
 
     def test_one_that_finds_nothing_forgets_the_function(self) -> None:
-        bench = Bench(ScriptedProvider(FunctionNotFound("hello")))
+        provider = ScriptedProvider(FunctionNotFound("hello"))
+        bench = Bench(provider)
         bench.cache.set("hello", UP)
-        with ended_threads():
-            bench.scaler.refresh(HELLO)
+        for _ in range(2):
+            with ended_threads():
+                bench.scaler.refresh(HELLO)
         assert not bench.cache.get("hello")[1]
         assert bench.cache.is_missing(HELLO)
+        assert len(provider.queries) == 1
+
+    def test_those_who_wait_for_one_share_the_time(self) -> None:
+        clock, gate = MovingClock(), threading.Event()
+        provider = ScriptedProvider(lambda: UP if gate.wait(PATIENCE) else ZERO)
+        scaler = FunctionScaler(provider, FunctionCache(0.25, clock=clock), clock=clock)
+        scaler.refresh(HELLO)
+        clock.advance(PATIENCE)
+        begun = time.monotonic()
+        assert isinstance(scaler.wait_for_refresh(HELLO, PATIENCE), ProviderSilent)
+        assert time.monotonic() - begun < PATIENCE / 2
+        gate.set()
 
     def test_after_one_that_failed_there_is_a_pause(self) -> None:
         provider = ScriptedProvider(BROKEN)
@@ -446,10 +569,16 @@ class TestRefresh:
             with ended_threads():
                 bench.scaler.refresh(HELLO)
         assert len(provider.queries) == 1
+        assert len(bench.of(ProviderFailed)) == 1
         bench.clock.advance(1)
         with ended_threads():
             bench.scaler.refresh(HELLO)
         assert len(provider.queries) == 2
+        bench.clock.advance(2)
+        assert bench.scaler.wait_for_refresh(HELLO, PATIENCE) is not None
+        provider.script = [UP]
+        bench.clock.advance(4)
+        assert bench.scaler.wait_for_refresh(HELLO, PATIENCE) is None
 
 
 class TestThoseWhoWait:
@@ -555,6 +684,29 @@ class TestThoseWhoWait:
         since = time.monotonic()
         assert scaler.ensure_available(HELLO, since + 20, since=since).last_refresh >= since
         assert len(provider.queries) == 2
+
+    def test_nor_is_it_the_outcome_of_a_flight(self) -> None:
+        scaler = FunctionScaler(ScriptedProvider(UP), FunctionCache(60.0))
+        scaler.ensure_available(HELLO, time.monotonic() + 20)
+        since = time.monotonic()
+        flight = scaler.start(HELLO, since + 20, since=since)
+        assert flight.wait(PATIENCE)
+        assert flight.result().last_refresh >= since
+
+    def test_nor_is_one_that_comes_later_but_was_asked_for_before(self) -> None:
+        gate = threading.Event()
+        provider = ScriptedProvider(lambda: UP if gate.wait(PATIENCE) else ZERO)
+        scaler = self.scaler(provider)
+        scaler.start(HELLO, time.monotonic() + PATIENCE)
+        until(lambda: bool(provider.queries))
+        since = time.monotonic()
+
+        def check(_: object) -> float:
+            gate.set()
+            return since + PATIENCE
+
+        meta = scaler.ensure_available(HELLO, since + PATIENCE, since=since, check=check)
+        assert meta.last_refresh >= since
 
     def test_what_is_left_of_a_start_is_told(self) -> None:
         fleet = FakeEngine(time.monotonic, delay=0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 import time
@@ -17,7 +18,7 @@ from scalezero_wsgi.coordination.base import Changes, Lease, SharedStatus, Worke
 from scalezero_wsgi.coordination.heartbeat import HEARTBEAT
 from scalezero_wsgi.coordination.leadership import Leadership
 from scalezero_wsgi.coordination.memory import MemoryCoordination
-from scalezero_wsgi.coordination.peers import FOLLOWER_POLL, Peers
+from scalezero_wsgi.coordination.peers import FOLLOWER_POLL, STEADY, Peers
 from scalezero_wsgi.coordination.redis import RedisCoordination
 from scalezero_wsgi.events import CoordinationLost, CoordinationRestored, Event, Reporter
 from tests.support.clock import Clock
@@ -98,6 +99,22 @@ def test_a_store_that_takes_reports_only_does_not_come_and_go_for_ever() -> None
         clock.advance(HEARTBEAT)
     lost = [event for event in events if isinstance(event, CoordinationLost)]
     assert 5 <= len(lost) <= 20  # of 900
+
+
+def test_but_is_tried_again_once_a_minute_at_least() -> None:
+    clock, found_at = Clock(), list[float]()
+
+    def note(event: Event) -> None:
+        if isinstance(event, CoordinationRestored):
+            found_at.append(clock())
+
+    peers = Peers(TakesReportsOnly(clock), Reporter([note]), clock)
+    for _ in range(int(600 / HEARTBEAT)):
+        peers.run_once(HELLO, lambda: 1e9, nothing, lambda lead: "led")
+        peers.heartbeat()
+        clock.advance(HEARTBEAT)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(found_at)]
+    assert max(pauses) == pytest.approx(STEADY, abs=2 * HEARTBEAT)
 
 
 def test_what_can_only_be_read_does_not_count_as_found() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from scalezero_wsgi import Function, ReplicaStatus
 from scalezero_wsgi.coordination.base import SharedStatus, WorkerReport
-from scalezero_wsgi.coordination.memory import MemoryCoordination
+from scalezero_wsgi.coordination.memory import SWEEP_EVERY, MemoryCoordination
 from scalezero_wsgi.testing import CoordinationBench, CoordinationContract
 from tests.support.clock import Clock
 
@@ -35,6 +35,14 @@ def test_rows_of_workers_that_are_gone_are_forgotten() -> None:
         store.report(WorkerReport(f"worker-{number}"), 3.0)
         clock.advance(1.0)
     assert len(store._memory.get().reports) <= 4
+
+
+def test_what_expires_has_expired_at_its_end_whether_it_was_removed_or_not() -> None:
+    clock = Clock()
+    store = MemoryCoordination(clock)
+    for _ in range(4):  # the removals are further apart
+        assert store.acquire(HELLO, "worker", SWEEP_EVERY / 2) is not None
+        clock.advance(SWEEP_EVERY / 2)
 
 
 def test_a_child_has_a_memory_of_its_own() -> None:

@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -160,8 +162,14 @@ class TestLeading:
     def test_but_not_for_one_that_hangs(self, bench: Bench) -> None:
         lead = bench.lead(until=1.0)
         with lead.acting():
-            bench.clock.advance(ACTION_TIMEOUT + 0.1)
-            lead.keep()
+            ends_at = bench.clock() + ACTION_TIMEOUT
+            while bench.clock() < ends_at:
+                assert bench.is_led()
+                bench.clock.advance(HEARTBEAT)
+                lead.keep()
+            while bench.clock() < ends_at + LEASE + HEARTBEAT:
+                bench.clock.advance(HEARTBEAT)
+                lead.keep()
             assert not bench.is_led()
 
     def test_the_first_leads_and_gives_the_lease_back(self, bench: Bench) -> None:
@@ -347,6 +355,21 @@ class TestFollowing:
         assert caught.value.waited == pytest.approx(1.0, abs=2 * FOLLOWER_POLL)
         assert not bench.memory._memory.get().subscriptions
 
+    def test_the_subscription_is_ended_however_the_wait_ends(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Subscription(ExitStack):
+            def wait(self, timeout: float) -> bool:
+                raise SystemExit
+
+        ended: list[bool] = []
+        subscription = Subscription()  # no generator: nothing ends it when it is dropped
+        subscription.callback(ended.append, True)
+        monkeypatch.setattr(bench.store, "changes", lambda function: subscription)
+        with bench.led_by_another(), pytest.raises(SystemExit):
+            bench.run_once()
+        assert ended == [True]
+
     def test_the_time_that_the_look_takes_counts(self, bench: Bench) -> None:
         with bench.led_by_another() as other:
             other.publish(READY)
@@ -395,6 +418,16 @@ class TestAlone:
         assert bench.store.calls == ["report"]
         assert bench.kinds() == [CoordinationLost]
 
+    def test_nor_is_it_tried_by_who_led_when_it_was_lost(self, bench: Bench) -> None:
+        with bench.lead() as lead:
+            bench.store.error = DOWN
+            lead.publish(READY)
+            bench.store.calls.clear()
+            lead.publish(READY)
+            lead.confirm()
+        assert bench.peers.shared_status(HELLO) is None
+        assert bench.store.calls == []
+
     def test_it_joins_again_by_itself(self, bench: Bench) -> None:
         bench.store.error = DOWN
         bench.run_once()
@@ -406,14 +439,17 @@ class TestAlone:
         assert bench.kinds() == [CoordinationLost, CoordinationRestored]
         assert [row.worker for row in bench.memory.workers()] == [bench.peers.worker]
 
-    def test_who_leads_alone_looks_again_when_the_store_is_back(self, bench: Bench) -> None:
+    @pytest.mark.parametrize("ask", [Leadership.check, Leadership.confirm, Leadership.acting])
+    def test_who_leads_alone_looks_again_when_the_store_is_back(
+        self, bench: Bench, ask: Callable[[Leadership], object]
+    ) -> None:
         bench.store.error = DOWN
         lead = bench.lead()
         lead.confirm()
         bench.store.error = None
         bench.peers.heartbeat()
         with lead, pytest.raises(LeadershipLost):
-            lead.check()
+            ask(lead)
 
     def test_who_leads_goes_on_while_the_store_is_gone(self, bench: Bench) -> None:
         with bench.lead() as lead:
@@ -460,6 +496,19 @@ class TestHeart:
         assert [thread.name for thread in threading.enumerate()].count("scalezero-heartbeat") == before + 1
         assert clockwork.heartbeats() == 1
 
+    def test_it_beats_as_well_from_the_first_status_on_that_another_worker_has_published(
+        self, clockwork: Clockwork
+    ) -> None:
+        """Its leader must learn that somebody asks here."""
+        peers = clockwork.peers()
+        assert peers.shared_status(HELLO) is None
+        assert clockwork.heartbeats() == 0
+        lease = clockwork.store.acquire(HELLO, "leads", 60.0)
+        assert lease is not None
+        assert clockwork.store.publish(lease, READY)
+        assert peers.shared_status(HELLO) is not None
+        until(lambda: [row.worker for row in clockwork.store.workers()] == [peers.worker])
+
     def test_a_beat_that_fails_is_logged_and_is_not_the_last(
         self, clockwork: Clockwork, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -499,6 +548,17 @@ class TestHeart:
         assert clockwork.store.workers() == []
         assert clockwork.store.acquire(HELLO, "next", LEASE) is not None
         assert isinstance(lead, Leadership)
+
+    def test_the_end_waits_for_no_acquisition_that_is_over(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(duration: float) -> None:
+            raise AssertionError("it waits")
+
+        bench.run_once()
+        fake = SimpleNamespace(monotonic=time.monotonic, sleep=fail)
+        monkeypatch.setattr("scalezero_wsgi.coordination.heartbeat.time", fake)
+        bench.peers.close()
 
     def test_after_the_end_it_acquires_no_lease_that_nobody_would_release(self, bench: Bench) -> None:
         bench.peers.close()

@@ -17,7 +17,7 @@ from scalezero_wsgi.activation.scaler import LINGER
 from scalezero_wsgi.activation.single_flight import Flight
 from scalezero_wsgi.activation.state import SETTLE, STABLE, FunctionMeta
 from scalezero_wsgi.coordination import CoordinationError
-from scalezero_wsgi.coordination.base import Failure, ProviderFault, SharedStatus, Start
+from scalezero_wsgi.coordination.base import Failure, Lease, ProviderFault, SharedStatus, Start
 from scalezero_wsgi.coordination.heartbeat import HEARTBEAT
 from scalezero_wsgi.coordination.leadership import LEASE, REPUBLISH
 from scalezero_wsgi.events import (
@@ -159,6 +159,24 @@ class TestOneFlight:
         world.all_land()
         assert worker.scaler.last_starts(HELLO)
 
+    def test_a_follower_that_sees_it_come_up_has_waited_for_the_start_though_nobody_told_of_one(self) -> None:
+        """As the leader of an earlier release."""
+        world = World(1)
+        (worker,) = world.workers
+        lease = world.store.acquire(HELLO, "leads", 60.0)
+        assert lease is not None
+        worker.wake()
+        world.pass_time(0.5)
+        starting = [worker.flights[0].starting]
+        world.store.publish(lease, SharedStatus(STARTING, name="first"))
+        world.pass_time(0.5)
+        starting.append(worker.flights[0].starting)
+        world.store.publish(lease, SharedStatus(UP, name="end"))
+        world.all_land()
+        assert starting == [False, True]
+        assert worker.scaler.last_starts(HELLO)
+        assert [type(event) for event in world.events] == [FunctionReady]
+
     def test_who_comes_when_it_is_up_asks_nobody(self) -> None:
         world = World(2)
         first, second = world.workers
@@ -192,6 +210,14 @@ class TestOneFlight:
         world.all_land()
         assert len(world.provider.sets) == 1
         assert SETTLE * 0.5 <= world.clock() <= SETTLE + 1.0
+
+    def test_what_came_of_it_long_after_does_not_stand_against_the_next(self) -> None:
+        world = World(1)
+        world.told(SharedStatus(ZERO, start=Start("lost", age=2 * SETTLE)))
+        world.provider.answer = lambda: UP if world.provider.sets else replace(ZERO, failure="exited with 1")
+        wake_all(world)
+        world.all_land()
+        assert isinstance(outcomes(world)[0], FunctionMeta)
 
     def test_nor_is_one_waited_for_that_others_have_seen_come_and_go(self) -> None:
         world = World(1)
@@ -474,6 +500,36 @@ class TestFailure:
         assert isinstance(outcome(first.flights[0]), FunctionMeta)
         assert not [event for event in world.events if isinstance(event, StartFailed)]
 
+    def test_who_sees_that_it_ended_soon_after_its_start_tells_all(self) -> None:
+        world = World(2, delay=0.1)
+        first, second = world.workers
+        first.wake()
+        world.all_land()
+        world.answer(replace(ZERO, failure="exited with 1"))
+        world.pass_time(EXPIRY * 1.5)
+        first.wake()
+        world.all_land()
+        queries = world.provider.queries
+        second.wake()
+        world.all_land()
+        assert [outcome(worker.flights[-1]) for worker in world.workers] == [FunctionFailed] * 2
+        assert world.provider.queries == queries
+
+    def test_a_store_that_takes_longer_than_the_rest_hides_no_failed_start(self) -> None:
+        world = World(1)
+        world.provider.refusal = FunctionFailed("hello", "no")
+        publish = world.store.publish
+
+        def publish_slowly(lease: Lease, known: SharedStatus) -> bool:
+            world.clock.advance(LEASE * 0.75)
+            return publish(lease, known)
+
+        world.store.publish = publish_slowly  # type: ignore[method-assign]
+        wake_all(world)
+        world.all_land()
+        failed = [event for event in world.events if isinstance(event, StartFailed)]
+        assert [event.retry_after for event in failed] == [pytest.approx(1.0)]
+
     def test_who_comes_new_learns_that_the_function_rests(self) -> None:
         world = World(2)
         first, second = world.workers
@@ -553,6 +609,27 @@ class TestTrouble:
         world.pass_time(2.0)
         assert all(worker.flights[0].trouble is None for worker in world.workers)
 
+    def test_meanwhile_no_status_is_told_without_it(self) -> None:
+        world = World(1)
+        world.provider.refusal = ProviderError("507")
+        told: list[SharedStatus] = []
+        publish = world.store.publish
+
+        def note(lease: Lease, known: SharedStatus) -> bool:
+            told.append(known)
+            return publish(lease, known)
+
+        world.store.publish = note  # type: ignore[method-assign]
+        wake_all(world)
+        (flight,) = world.workers[0].flights
+        starting = [flight.starting]
+        world.pass_time(1.0)
+        starting.append(flight.starting)
+        assert starting == [False, True]
+        assert told[0].trouble is None
+        assert all(known.trouble is not None for known in told[1:])
+        assert len(told) > 3
+
     def test_a_final_trouble_of_an_earlier_flight_ends_no_new_one(self) -> None:
         world = World(1)
         world.told(SharedStatus(None, trouble=ProviderFault(0.1, final=True)))
@@ -604,6 +681,18 @@ class TestTrouble:
         world.pass_time(1.0)
         assert worker.flights[0].trouble is None
         world.pass_time(LEADER_SILENT)
+        assert isinstance(worker.flights[0].trouble, ProviderSilent)
+
+    def test_who_takes_over_has_had_no_answer_yet(self) -> None:
+        world = World(1, latency=100.0)
+        (worker,) = world.workers
+        lease = world.store.acquire(HELLO, "leads", LEASE)
+        assert lease is not None
+        assert world.store.publish(lease, SharedStatus(STARTING, name="all"))
+        worker.wake()
+        world.pass_time(0.5)
+        assert worker.flights[0].trouble is None
+        world.until(lambda: world.provider.queries == 1)
         assert isinstance(worker.flights[0].trouble, ProviderSilent)
 
     def test_patience_begins_anew_with_the_lead(self) -> None:
@@ -672,6 +761,28 @@ class TestRefresh:
                 if not worker.scaler._outages.resting(worker.state):
                     worker.refresh()
             world.pass_time(FIRST_PAUSE / 10)
+        assert world.provider.queries == 1
+
+    def test_the_answer_of_another_worker_ends_an_outage(self) -> None:
+        world = World(1)
+        (worker,) = world.workers
+        world.answer(ProviderError("500"))
+        worker.refresh()
+        world.all_land()
+        assert worker.scaler._outages.error(worker.state) is not None
+        world.pass_time(1.0)
+        world.told(SharedStatus(UP))
+        worker.refresh()
+        world.all_land()
+        assert worker.scaler._outages.error(worker.state) is None
+        assert world.provider.queries == 1
+
+    def test_one_that_failed_another_worker_long_ago_is_asked(self) -> None:
+        world = World(1)
+        ago = 2 * FIRST_PAUSE
+        world.told(SharedStatus(None, ago, trouble=ProviderFault(ago)))
+        world.workers[0].refresh()
+        world.all_land()
         assert world.provider.queries == 1
 
     def test_one_that_fails_again_and_again_is_asked_less_and_less_by_the_whole_fleet(self) -> None:
@@ -904,6 +1015,16 @@ class TestNobodyWaits:
         assert world.provider.queries - queries <= 9.0 / UNWANTED_PAUSE + 2
         assert world.workers[0].peers.joined
         assert not [event for event in world.events if isinstance(event, CoordinationLost)]
+
+    def test_it_goes_on_as_long_as_a_request_waits_in_another_worker(self) -> None:
+        world = World(2, delay=LINGER + 20.0)
+        first, second = world.workers
+        first.wake(wanted=False)
+        world.until(lambda: len(world.provider.sets) == 1)
+        second.waiting = {HELLO: 1}
+        second.wake()
+        world.all_land(LINGER + 30.0)
+        assert isinstance(outcome(first.flights[0]), FunctionMeta)
 
     def test_when_it_ends_one_that_still_waits_takes_over(self) -> None:
         world = World(2, delay=LINGER + 20.0)
