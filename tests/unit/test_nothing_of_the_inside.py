@@ -109,7 +109,7 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
             yield Site(door(provider, max_wait=20.0, page_after=15.0), {503}, "output-pass")
         elif kind == "endpoint":
             up = replace(UP, endpoint=f"http://me:endpoint-pass@127.0.0.1:{port}")
-            it = Site(door(ScriptedProvider(up), FunctionProxy()), {502})
+            it = Site(door(ScriptedProvider(up), FunctionProxy(connect_patience=0.1)), {502})
             yield replace(it, secrets=[*SECRETS, f":{port}"])
         elif kind == "too many":
             gate = Gate()
