@@ -106,7 +106,9 @@ def test_preload_with_several_workers(tmp_path: Path) -> None:
 def test_200_requests_wait_in_one_gevent_worker_while_others_are_answered(
     options: list[str], tmp_path: Path
 ) -> None:
-    with gunicorn(WAITING, tmp_path / "log", *HOOK, *options, worker="gevent", env={"DELAY": "1.5"}) as server:
+    with gunicorn(
+        WAITING, tmp_path / "log", *HOOK, *options, worker="gevent", env={"DELAY": "1.5"}
+    ) as server:
         outcomes: list[object] = []
         waiting = threading.Thread(
             target=lambda: outcomes.extend(together(200, lambda: server.get("/function/hello").status_code))

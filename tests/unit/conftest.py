@@ -30,7 +30,7 @@ def connection() -> Iterator[Connection]:
 
 @pytest.fixture(autouse=True)
 def frequent_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have those who wait looked after ten times as often: a test that puts the clock forward waits for that."""
+    """Have those who wait looked after ten times as often: who puts the clock forward waits for that."""
     monkeypatch.setattr(watch, "CHECK_EVERY", USUAL / 10)
 
 
