@@ -4,34 +4,47 @@
 
 Counts with ``sys.setprofile`` in all threads: calls, distinct functions and modules, and how many frames of
 the package the caller and the leader are deep. ``--functions`` lists the functions.
+
+A caller that finds its flight landed does not sleep, so the count would depend on which thread runs first.
+The provider therefore answers once the caller sleeps, and the count ends when the leader has ended: each run
+counts the longest way.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import scalezero_wsgi
 from scalezero_wsgi import ReplicaStatus, ScaleZeroMiddleware
+from scalezero_wsgi._lib.sleeper import Sleeper
 from scalezero_wsgi.coordination.memory import MemoryCoordination
+from tests.support.clock import Clock
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+OF_ALL = {"scalezero-heartbeat", "scalezero-lookout"}
+"""Threads that all requests share, and that work by the clock."""
 
 PACKAGE = str(Path(scalezero_wsgi.__file__).parent)
 
 
 class Provider:
-    """Its functions are ready as soon as they are asked to be."""
+    """Its functions are ready as soon as asked to be; it answers when the caller has begun to wait."""
 
     def __init__(self) -> None:
         self.up: set[str] = set()
+        self._caller = threading.get_ident()
 
     def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
+        until(lambda: sys._current_frames()[self._caller].f_code is Sleeper.sleep.__code__)
         return ReplicaStatus(1, 1) if name in self.up else ReplicaStatus(0, 0)
 
     def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
@@ -58,7 +71,8 @@ def count(store: bool) -> Count:
     :param store: whether workers meet in a :class:`MemoryCoordination`.
     """
 
-    middleware = ScaleZeroMiddleware(_app, Provider(), coordination=MemoryCoordination() if store else None)
+    coordination = MemoryCoordination(clock=Clock()) if store else None  # nor does it tidy up by the clock
+    middleware = ScaleZeroMiddleware(_app, Provider(), coordination=coordination)
     calls: list[tuple[str, str]] = []
     depths: dict[str, int] = {}
     caller = threading.current_thread().name
@@ -66,7 +80,7 @@ def count(store: bool) -> Count:
     def seen(frame: FrameType, event: str, _: object) -> None:
         file, name = frame.f_code.co_filename, frame.f_code.co_qualname
         thread = threading.current_thread().name
-        if event != "call" or not file.startswith(PACKAGE) or "heart" in thread:
+        if event != "call" or not file.startswith(PACKAGE) or thread in OF_ALL:
             return
         if name.endswith(("comp>", "<genexpr>")):  # a part of its function
             return
@@ -77,11 +91,13 @@ def count(store: bool) -> Count:
         depths[thread] = max(depths.get(thread, 0), depth)
         calls.append((file, name))
 
-    _ask(middleware, "first")
+    with ended_leaders():
+        _ask(middleware, "first")
     threading.setprofile(seen)
     sys.setprofile(seen)
     try:
-        _ask(middleware, "second")
+        with ended_leaders():
+            _ask(middleware, "second")
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
@@ -92,6 +108,13 @@ def count(store: bool) -> Count:
         depths.pop(caller),
         max(depths.values()),
     )
+
+
+@contextlib.contextmanager
+def ended_leaders() -> Iterator[None]:
+    """Wait at the end of the block until no thread leads a flight any more."""
+    yield
+    until(lambda: not any("activation" in thread.name for thread in threading.enumerate()))
 
 
 def _app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import http.server
-import json
 import os
 import socket
 import statistics
@@ -21,6 +20,7 @@ from scalezero_wsgi import Function, FunctionNotFound, ReplicaStatus
 from scalezero_wsgi.providers import DockerProvider
 from scalezero_wsgi.testing import ProviderBench, ProviderContract
 from tests.engines.docker_box import PREFIX, Box, after, shell
+from tests.engines.docker_fakes import refusing_engine, silent_engine
 from tests.engines.engine import build_image, engine, stopped
 from tests.servers.harness import Server, gunicorn
 from tests.support.waiting import until
@@ -98,51 +98,12 @@ def named(provider: DockerProvider) -> Named:
 
 
 @contextlib.contextmanager
-def silent() -> Iterator[int]:
-    """An engine that takes calls and never answers: a port that listens, and no more."""
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
-        yield server.getsockname()[1]
-
-
-class Refusal(http.server.BaseHTTPRequestHandler):
-    """A fake of an engine with an authorization plugin that allows nothing, as none comes in a package."""
-
-    def do_GET(self) -> None:
-        body = json.dumps({"message": "authorization denied by plugin"}).encode()
-        self.send_response(403)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_POST = do_GET
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def refusing() -> Iterator[int]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusal) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-@contextlib.contextmanager
 def docker_bench(
     box: Box, provider: DockerProvider, ready: Function, bounds: tuple[int, int] = (1, 1)
 ) -> Iterator[ProviderBench]:
     box.add("broken", shell("exit 3"))
-    with silent() as silence, refusing() as refusal:
-        others = [
-            DockerProvider(url, timeout=1.0)
-            for url in ("unix:///nowhere.sock", f"tcp://127.0.0.1:{silence}", f"tcp://127.0.0.1:{refusal}")
-        ]
+    with silent_engine() as silent, refusing_engine() as refusing:
+        others = [DockerProvider(url, timeout=1.0) for url in ("unix:///nowhere.sock", silent, refusing)]
         yield ProviderBench(
             provider=provider,
             ready=ready,

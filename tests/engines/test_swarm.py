@@ -26,8 +26,8 @@ from scalezero_wsgi.model import AT_ZERO, Function, FunctionNotFound, ProviderEr
 from scalezero_wsgi.providers import SwarmProvider
 from scalezero_wsgi.providers.swarm import provider as swarm
 from scalezero_wsgi.testing import ProviderBench, ProviderContract
+from tests.engines.docker_fakes import refusing_engine, silent_engine
 from tests.engines.engine import IMAGE, build_image, engine, stopped
-from tests.engines.swarm_fakes import refusing_engine, silent_engine
 from tests.servers.harness import Server, free_port, gunicorn
 from tests.support.waiting import until
 
@@ -199,7 +199,7 @@ def contract_functions(url: str) -> Iterator[None]:
 class TestContract(ProviderContract):
     @pytest.fixture
     def bench(self, contract_functions: None, url: str, tmp_path: Path) -> Iterator[ProviderBench]:
-        with silent_engine(tmp_path) as silent, refusing_engine() as refusing:
+        with silent_engine() as silent, refusing_engine() as refusing:
             yield ProviderBench(
                 provider=SwarmProvider(url),
                 ready=Function("hello"),

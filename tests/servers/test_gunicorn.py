@@ -30,10 +30,17 @@ def state(tmp_path: Path) -> Iterator[dict[str, str]]:
     ProcessProvider({}, state_dir=directory).stop_all(5)
 
 
-@pytest.mark.parametrize("app", [FLASK, DJANGO])
-@pytest.mark.parametrize("worker", ["sync", "gthread"])
+@pytest.mark.parametrize(
+    ("worker", "app"),
+    [
+        ("sync", FLASK),
+        ("gthread", DJANGO),
+        pytest.param("sync", DJANGO, marks=pytest.mark.soak),
+        pytest.param("gthread", FLASK, marks=pytest.mark.soak),
+    ],
+)
 def test_a_function_at_zero_is_woken_by_its_first_request(
-    app: str, worker: str, tmp_path: Path, state: dict[str, str]
+    worker: str, app: str, tmp_path: Path, state: dict[str, str]
 ) -> None:
     with gunicorn(app, tmp_path / "log", worker=worker, env=state) as server:
         first = server.get("/function/hello/a/b?x=1")
@@ -99,14 +106,16 @@ def test_preload_with_several_workers(tmp_path: Path) -> None:
 def test_200_requests_wait_in_one_gevent_worker_while_others_are_answered(
     options: list[str], tmp_path: Path
 ) -> None:
-    with gunicorn(WAITING, tmp_path / "log", *HOOK, *options, worker="gevent", env={"DELAY": "2"}) as server:
+    with gunicorn(
+        WAITING, tmp_path / "log", *HOOK, *options, worker="gevent", env={"DELAY": "1.5"}
+    ) as server:
         outcomes: list[object] = []
         waiting = threading.Thread(
             target=lambda: outcomes.extend(together(200, lambda: server.get("/function/hello").status_code))
         )
         waiting.start()
         until(lambda: server.get("/starts").text == "1")
-        time.sleep(0.7)
+        time.sleep(0.3)
         begun = time.monotonic()
         assert server.get("/other").status_code == 200
         assert time.monotonic() - begun < 0.5

@@ -12,6 +12,8 @@ from werkzeug.test import EnvironBuilder
 
 from scalezero_wsgi import Function, ScaleZeroMiddleware
 from scalezero_wsgi.activation.state import FunctionState
+from scalezero_wsgi.servers import watch
+from tests.support.clock import Clock
 from tests.support.fakes import HELLO
 from tests.support.waiting import PATIENCE, until
 
@@ -81,6 +83,10 @@ class Visit:
             self._answer = error
         self.ended = time.monotonic()
 
+    @property
+    def waits(self) -> bool:
+        return self._thread.is_alive()
+
     def answer(self) -> Answer:
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
@@ -105,6 +111,17 @@ def visits(
     made = [Visit(door, path, **options) for _ in range(number)]
     until(lambda: waiting(door) == before + number)
     return made
+
+
+def held(door: ScaleZeroMiddleware, clock: Clock, seconds: float, **options: Any) -> Answer:
+    """The answer to a request that waits for so long by a clock that stands still, and not twice as long."""
+    visit = Visit(door, **options)
+    until(lambda: waiting(door) or not visit.waits)
+    clock.advance(0.99 * seconds)
+    time.sleep(3 * watch.CHECK_EVERY)
+    assert visit.waits, visit.answer()
+    clock.advance(seconds)  # it may have begun to count after the clock was put forward
+    return visit.answer()
 
 
 def usage(door: ScaleZeroMiddleware) -> FunctionState:

@@ -4,8 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from scalezero_wsgi.servers import watch
 from scalezero_wsgi.servers.server import Server, this_server
 from tests.support.connection import Connection
+
+USUAL = watch.CHECK_EVERY
 
 
 @pytest.fixture
@@ -23,3 +26,15 @@ def connection() -> Iterator[Connection]:
     connection = Connection()
     yield connection
     connection.close()
+
+
+@pytest.fixture(autouse=True)
+def frequent_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have those who wait looked after ten times as often: who puts the clock forward waits for that."""
+    monkeypatch.setattr(watch, "CHECK_EVERY", USUAL / 10)
+
+
+@pytest.fixture
+def usual_checks(frequent_checks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have those who wait looked after as often as ever, where just that is measured."""
+    monkeypatch.setattr(watch, "CHECK_EVERY", USUAL)

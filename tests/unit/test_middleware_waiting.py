@@ -132,7 +132,7 @@ class TestPrefer:
         assert int(headers["Retry-After"]) in UNKNOWN
 
     def test_a_wait_that_did_not_shorten_it_is_not_applied(self) -> None:
-        door = ScaleZeroMiddleware(App(), Gate(), max_wait=0.2)
+        door = ScaleZeroMiddleware(App(), Gate(), max_wait=0.1)
         for prefer in ("wait=60", "respond-async, wait=60"):
             _, headers, _ = ask(door, headers={"Prefer": prefer})
             assert "wait" not in headers.get("Preference-Applied", "")
@@ -155,8 +155,8 @@ class TestPrefer:
 
 class TestThePage:
     def test_a_browser_gets_it_and_then_the_function(self) -> None:
-        app, fleet = App(), FakeEngine(time.monotonic, delay=0.6)
-        door = ScaleZeroMiddleware(app, fleet, page_after=0.2)
+        app, fleet = App(), FakeEngine(time.monotonic, delay=0.3)
+        door = ScaleZeroMiddleware(app, fleet, page_after=0.1)
         status, headers, body = ask(validator(door), headers=BROWSER)
         assert status == "503 SERVICE UNAVAILABLE"
         assert headers["Content-Type"] == "text/html; charset=utf-8"
@@ -182,7 +182,7 @@ class TestThePage:
         assert state(door) == "ready"
 
     def test_at_max_wait_it_is_a_504_for_a_browser_too(self) -> None:
-        door = ScaleZeroMiddleware(App(), Gate(), page_after=0.5, max_wait=0.2)
+        door = ScaleZeroMiddleware(App(), Gate(), page_after=0.2, max_wait=0.1)
         status, headers, _ = ask(door, headers=BROWSER)
         assert (status, headers["Content-Type"]) == ("504 GATEWAY TIMEOUT", "text/html; charset=utf-8")
 
@@ -430,6 +430,7 @@ class TestWake:
 
 
 class TestClientsAndWorkersThatLeave:
+    @pytest.mark.usefixtures("usual_checks")
     def test_a_client_that_left_is_not_answered_and_the_app_not_called(self, connection: Connection) -> None:
         app, gate = App(), Gate()
         door = ScaleZeroMiddleware(app, gate)
@@ -460,11 +461,14 @@ class TestClientsAndWorkersThatLeave:
 
 class TestTheStatusUrl:
     def test_it_tells_how_far_a_start_has_come(self) -> None:
-        app, fleet = App(), FakeEngine(time.monotonic, delay=0.3)
-        door = ScaleZeroMiddleware(app, fleet)
+        app, clock = App(), MovingClock()
+        fleet = FakeEngine(clock, delay=20.0)
+        door = ScaleZeroMiddleware(app, fleet, clock=clock)
         assert state(validator(door)) == "unknown"
         begin(door)
         assert state(validator(door)) == "starting"
+        until(lambda: fleet.sets)
+        clock.advance(20.0)
         until(lambda: state(door) == "ready")
         assert fleet.sets == [(HELLO, 1)]
         assert app.calls == []
@@ -624,7 +628,7 @@ class TestTheStatusUrl:
             clock.advance(PROVIDER_PATIENCE / 6)
             return not begun.is_alive()
 
-        until(has_ended_later, pause=0.05)
+        until(has_ended_later, pause=0.02)
         assert state(door) == "unknown"
         provider.script[:] = [UP]
         assert ask(door, headers=BROWSER)[0] == "200 OK"
@@ -643,15 +647,16 @@ class TestTheStatusUrl:
         gate.opened.set()
 
     def test_under_a_mount_and_by_host(self) -> None:
-        app = App()
-        door = ScaleZeroMiddleware(app, FakeEngine(time.monotonic, delay=0.3), route="/fn")
+        app, clock = App(), MovingClock()
+        door = ScaleZeroMiddleware(app, FakeEngine(clock, delay=20.0), clock=clock, route="/fn")
         begin(door, "/fn/hello", base_url="http://h/mount")
-        assert state(door, base="/fn/.scalezero/status/", base_url="http://h/mount") in {"starting", "ready"}
-        door = ScaleZeroMiddleware(
-            app, FakeEngine(time.monotonic, delay=0.3), route=by_host("{name}.example.com")
-        )
+        assert state(door, base="/fn/.scalezero/status/", base_url="http://h/mount") == "starting"
+        fleet = FakeEngine(clock, delay=20.0)
+        door = ScaleZeroMiddleware(app, fleet, clock=clock, route=by_host("{name}.example.com"))
         options = {"base": "/.scalezero/status/", "base_url": "http://hello.example.com/"}
         begin(door, "/", base_url="http://hello.example.com/")
+        until(lambda: fleet.sets)
+        clock.advance(20.0)
         until(lambda: state(door, **options) == "ready")
         assert app.calls == []
 
@@ -680,7 +685,7 @@ class TestReplay:
 
     def test_without_a_place_to_wait_the_apps_answer_stands(self) -> None:
         provider = ScriptedProvider(UP, ZERO, STARTING)
-        door, app = self.scene(provider, max_waiting=1, max_wait=0.4)
+        door, app = self.scene(provider, max_waiting=1, max_wait=0.2)
         (held,) = visits(door, 1, "/function/other")
         assert ask(door)[0] == "502 Bad Gateway"
         assert len(app.calls) == 2
@@ -713,7 +718,7 @@ class TestReplay:
         ],
     )
     def test_it_may_rather_have_an_answer(self, headers: dict[str, str], status: str) -> None:
-        door, app = self.scene(ScriptedProvider(UP, ZERO, STARTING), page_after=0.2)
+        door, app = self.scene(ScriptedProvider(UP, ZERO, STARTING), page_after=0.1)
         assert ask(door, headers=headers)[0] == status
         assert len(app.calls) == 2
         assert waiting(door) == in_flight(door) == 0
@@ -738,7 +743,7 @@ class TestGivingUp:
     @pytest.mark.parametrize(
         ("headers", "max_wait", "status", "events"),
         [
-            ({}, 0.2, "504 GATEWAY TIMEOUT", [WaitGivenUp]),
+            ({}, 0.1, "504 GATEWAY TIMEOUT", [WaitGivenUp]),
             ({"Prefer": "wait=0"}, 60, "504 GATEWAY TIMEOUT", [WaitGivenUp]),
             ({"Prefer": "respond-async"}, 60, "202 ACCEPTED", []),
             (BROWSER, 60, "503 SERVICE UNAVAILABLE", []),
@@ -749,7 +754,7 @@ class TestGivingUp:
     ) -> None:
         told: list[Event] = []
         door = ScaleZeroMiddleware(
-            App(), ScriptedProvider(STARTING), max_wait=max_wait, page_after=0.2, hooks=(told.append,)
+            App(), ScriptedProvider(STARTING), max_wait=max_wait, page_after=0.1, hooks=(told.append,)
         )
         assert ask(door, headers=headers)[0] == status
         assert [type(event) for event in told] == events
@@ -757,10 +762,10 @@ class TestGivingUp:
     def test_a_provider_that_fails_for_too_long_is(self) -> None:
         told: list[Event] = []
         provider = ScriptedProvider(ProviderError("down"))
-        door = ScaleZeroMiddleware(App(), provider, max_wait=0.3, hooks=(told.append,))
+        door = ScaleZeroMiddleware(App(), provider, max_wait=0.1, hooks=(told.append,))
         assert ask(door)[0] == "502 BAD GATEWAY"
         (given_up,) = [event for event in told if isinstance(event, WaitGivenUp)]
-        assert given_up.after >= 0.3
+        assert given_up.after >= 0.1
 
 
 class TestNothingLeaks:
@@ -770,7 +775,7 @@ class TestNothingLeaks:
             assert waiting(door) == 0
             raise error
 
-        door = ScaleZeroMiddleware(app, FakeEngine(time.monotonic, delay=0.1))
+        door = ScaleZeroMiddleware(app, FakeEngine(time.monotonic, delay=0.02))
         with pytest.raises(type(error)):
             ask(door)
         assert waiting(door) == in_flight(door) == 0

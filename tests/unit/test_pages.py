@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -34,6 +33,7 @@ from scalezero_wsgi.model import StillStarting
 from scalezero_wsgi.pages import Pages, Progress
 from scalezero_wsgi.providers import CallbackProvider
 from scalezero_wsgi.web.responses import Answers
+from tests.support.clock import MovingClock
 from tests.support.waiting import until
 
 HELLO = Function("hello", "dev")
@@ -430,8 +430,13 @@ def gate() -> Iterator[Gate]:
 
 
 @pytest.fixture
-def client(gate: Gate) -> Client:
-    return Client(ScaleZeroMiddleware(app, gate, page_after=0.05, max_wait=0.3))
+def clock() -> MovingClock:
+    return MovingClock()
+
+
+@pytest.fixture
+def client(gate: Gate, clock: MovingClock) -> Client:
+    return Client(ScaleZeroMiddleware(app, gate, page_after=0.05, max_wait=0.1, clock=clock))
 
 
 def status(client: Client, name: str = "hello") -> dict[str, Any]:
@@ -473,15 +478,17 @@ def test_other_clients_wait_and_get_no_page(headers: dict[str, str], client: Cli
     assert "Starting" not in response.text
 
 
-def test_the_page_shows_the_time_since_the_start_began_however_often_it_is_loaded(client: Client) -> None:
+def test_the_page_shows_the_time_since_the_start_began_however_often_it_is_loaded(
+    client: Client, clock: MovingClock
+) -> None:
     def elapsed() -> float:
         page = Page(client.get("/function/hello", headers=NAVIGATION).text)
         return float(page.find("main")["data-elapsed"] or 0)
 
     first = elapsed()
-    time.sleep(0.3)
-    assert elapsed() >= first + 0.2
-    assert status(client)["elapsed"] >= first + 0.2
+    clock.advance(20.0)
+    assert elapsed() >= first + 20.0
+    assert status(client)["elapsed"] >= first + 20.0
 
 
 def test_a_failure_is_told_to_the_page(client: Client, gate: Gate) -> None:
@@ -508,11 +515,11 @@ def test_a_provider_that_fails_for_a_moment_is_not_a_failure_of_the_function(
     until(lambda: status(client)["state"] == "ready")
 
 
-def test_the_status_tells_how_long_starts_took(client: Client, gate: Gate) -> None:
+def test_the_status_tells_how_long_starts_took(client: Client, gate: Gate, clock: MovingClock) -> None:
     client.get("/function/hello", headers=NAVIGATION)
     gate.open.set()
     assert client.get("/function/hello").status_code == 200
-    time.sleep(0.3)
+    clock.advance(0.3)  # the entry is not fresh any more
     gate.open.clear()
     until(lambda: client.get("/function/hello", headers=NAVIGATION).status_code == 503)
     until(lambda: status(client)["state"] == "starting")

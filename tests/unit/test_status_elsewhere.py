@@ -96,7 +96,7 @@ def test_a_provider_that_fails_is_told_without_its_words() -> None:
         workers.clock.advance(PROVIDER_PATIENCE / 6)
         return workers.is_told("unknown")  # the leader has given up: a request has to ask again
 
-    until(is_given_up_later, pause=0.05)
+    until(is_given_up_later, pause=0.02)
     provider.script[:] = [UP]
     assert ask(workers.second, headers=BROWSER)[0] == "200 OK"
 

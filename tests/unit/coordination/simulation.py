@@ -179,9 +179,10 @@ class Worker:
         clock = simulation.clock
         report = Reporter([simulation.events.append])
         self.peers = SimulatedFleet(self, Wire(self), report, clock)
+        self.cache = FunctionCache(0.25, clock=clock)
         self.scaler = FunctionScaler(
             EngineWire(self),
-            FunctionCache(0.25, clock=clock),
+            self.cache,
             report=report,
             peers=self.peers,
             clock=clock,
@@ -192,7 +193,7 @@ class Worker:
     @property
     def state(self) -> FunctionState:
         """What it remembers of the function."""
-        return self.scaler._cache.state(HELLO)
+        return self.cache.state(HELLO)
 
     @property
     def failures(self) -> int:

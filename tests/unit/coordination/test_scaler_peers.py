@@ -186,7 +186,7 @@ class TestOneFlight:
         second.wake()
         world.all_land()
         assert world.provider.queries == queries
-        assert second.scaler._cache.get("hello") == (UP, True)
+        assert second.cache.get("hello") == (UP, True)
         assert [type(event) for event in world.events].count(FunctionReady) == 1  # it waited for no start
         assert second.scaler.last_starts(HELLO) == first.scaler.last_starts(HELLO) != ()
 
@@ -251,7 +251,7 @@ class TestOneFlight:
         _, second = world.workers
         wake_all(world)
         world.all_land()
-        meta = second.scaler._cache.find(HELLO)
+        meta = second.cache.find(HELLO)
         assert meta is not None
         world.pass_time(0.05)
         assert world.known().age < EXPIRY
@@ -270,7 +270,7 @@ class TestOneFlight:
         world.latency = 1.0
         first.refresh()
         world.pass_time(0.5)
-        meta = second.scaler._cache.find(HELLO)
+        meta = second.cache.find(HELLO)
         assert meta is not None
         assert second.scaler.mark_suspect(meta)
         doubted_at = world.clock()
@@ -365,9 +365,9 @@ class TestMissing:
         worker.wake()
         world.all_land()
         assert outcomes(world) == [FunctionNotFound]
-        assert worker.scaler._cache.is_missing(HELLO)
+        assert worker.cache.is_missing(HELLO)
         world.clock.advance(0.2)
-        assert not worker.scaler._cache.is_missing(HELLO)
+        assert not worker.cache.is_missing(HELLO)
         worker.wake()
         world.all_land()
         assert isinstance(outcomes(world)[-1], FunctionMeta)
@@ -379,7 +379,7 @@ class TestMissing:
             worker.refresh()
         world.all_land()
         assert world.provider.queries == 1
-        assert all(worker.scaler._cache.is_missing(HELLO) for worker in world.workers)
+        assert all(worker.cache.is_missing(HELLO) for worker in world.workers)
 
     def test_a_refusal_to_scale_that_says_so_is_shared(self) -> None:
         world = World(4, latency=0.1)
@@ -651,7 +651,7 @@ class TestTrouble:
         first.wake()
         world.all_land()
         world.pass_time(EXPIRY * 2)
-        meta = first.scaler._cache.find(HELLO)
+        meta = first.cache.find(HELLO)
         assert meta is not None
         assert first.scaler.mark_suspect(meta)
         world.answer(ProviderError("500"))
@@ -722,14 +722,14 @@ class TestRefresh:
         begun = world.clock()
         while world.clock() < begun + 10.0:
             for worker in world.workers:
-                meta = worker.scaler._cache.find(HELLO)
+                meta = worker.cache.find(HELLO)
                 stale = meta is None or meta.expired(EXPIRY, world.clock())
                 if stale and not worker.busy("refresh"):
                     worker.refresh()
             world.pass_time(0.01)
         assert 10.0 / EXPIRY * 0.8 <= world.provider.queries <= 10.0 / EXPIRY + 1
         for worker in world.workers:
-            meta = worker.scaler._cache.find(HELLO)
+            meta = worker.cache.find(HELLO)
             assert meta is not None
             assert not meta.expired(EXPIRY + 0.1, world.clock())
 
@@ -806,7 +806,7 @@ class TestRefresh:
         world.told(SharedStatus(STARTING, trouble=ProviderFault()))
         world.workers[0].refresh()
         world.all_land()
-        assert world.workers[0].scaler._cache.get("hello") == (STARTING, True)
+        assert world.workers[0].cache.get("hello") == (STARTING, True)
         assert world.provider.queries == 0
 
     def test_one_that_hangs_is_given_up(self) -> None:
@@ -829,8 +829,8 @@ class TestRefresh:
         assert (
             worker.scaler._outages.error(worker.state) is None
         )  # it may wait for a start, as far as is known
-        worker.scaler._cache.set("hello", UP)
-        worker.scaler._cache.stale_if_error = 600.0
+        worker.cache.set("hello", UP)
+        worker.cache.stale_if_error = 600.0
         worker.refresh()
         world.all_land(FOLLOW + 0.5)
         assert (

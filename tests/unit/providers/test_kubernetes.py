@@ -224,7 +224,7 @@ def kubeconfig(path: Path, server: str, user: Any = None) -> Path:
 def make(fake: Fake, tmp_path: Path) -> Callable[..., KubernetesProvider]:
     def make(**keywords: Any) -> KubernetesProvider:
         file = kubeconfig(tmp_path / "kubeconfig", f"http://127.0.0.1:{fake.port}")
-        return KubernetesProvider(**{"namespace": "fn", "kubeconfig": file, "timeout": 1, **keywords})
+        return KubernetesProvider(**{"namespace": "fn", "kubeconfig": file, "timeout": 10, **keywords})
 
     return make
 
@@ -320,7 +320,7 @@ def test_by_url(fake: Fake, tmp_path: Path) -> None:
     file = kubeconfig(tmp_path / "kubeconfig", f"http://127.0.0.1:{fake.port}")
     fake.deployment(available=1)
     fake.endpoints("p")
-    url = f"kubernetes://?namespace=fn&address=pod&kubeconfig={file}&timeout=500ms&pending_timeout=1m"
+    url = f"kubernetes://?namespace=fn&address=pod&kubeconfig={file}&timeout=10000ms&pending_timeout=1m"
     kube = make_provider(url)
     assert isinstance(kube, KubernetesProvider)
     assert kube.get_replicas("hello", "").endpoint == "http://10.0.0.1:8080"

@@ -64,7 +64,7 @@ class Fake:
     asked: list[Asked] = field(default_factory=list)
 
     def provider(self, **keywords: Any) -> OpenFaaSProvider:
-        return OpenFaaSProvider(self.url, **{"timeout": 2, **keywords})
+        return OpenFaaSProvider(self.url, **{"timeout": 10, **keywords})
 
 
 @pytest.fixture
@@ -770,7 +770,7 @@ def test_a_byte_does_not_begin_the_time_anew() -> None:
         begun = time.monotonic()
         with pytest.raises(ProviderError, match="ReadTimeout"):
             OpenFaaSProvider(url, timeout=0.5).get_replicas("hello", "")
-        assert time.monotonic() - begun < 0.75
+        assert time.monotonic() - begun < 0.4 + 0.5
 
 
 def test_a_gateway_that_hangs_is_cut_off_in_all_calls() -> None:

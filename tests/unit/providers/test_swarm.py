@@ -156,7 +156,7 @@ def url(fake: FakeManager) -> Iterator[str]:
 
 @pytest.fixture
 def provider(url: str) -> Iterator[SwarmProvider]:
-    provider = SwarmProvider(url, timeout=2)
+    provider = SwarmProvider(url, timeout=10)
     yield provider
     provider._clients.close()
 

@@ -7,17 +7,13 @@ import http.server
 import socket
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 
 @contextlib.contextmanager
-def silent_engine(directory: Path) -> Iterator[str]:
-    """A fake: takes connections and never says a word. The URL of its socket."""
-    path = directory / "silent.sock"
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen(64)
-        yield f"unix://{path}"
+def silent_engine() -> Iterator[str]:
+    """A fake: takes connections and never says a word. Its URL."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        yield f"tcp://127.0.0.1:{server.getsockname()[1]}"
 
 
 class _Refusing(http.server.BaseHTTPRequestHandler):
