@@ -1,6 +1,7 @@
 """What is up stays up, as far as its clients can see: after a pause, behind our back, in an outage.
 
-``SCALEZERO_SOAK`` sets how many rounds; with 20 or more the pauses and outages last a minute too.
+``SCALEZERO_SOAK`` sets how many rounds; with 20 or more the pauses and outages last a minute too, and each
+number of workers is tried with each of them.
 """
 
 from __future__ import annotations
@@ -113,15 +114,15 @@ def queries(fleet: Fleet, name: str, since: float = 0.0) -> int:
     return sum(line.startswith(f"get {name} ") and float(line.split()[3]) >= since for line in lines)
 
 
-def burst_after_a_pause(base: Path, workers: int, count: int, pause: float, rounds: int) -> None:
-    """As many functions as rounds, so that one pause serves for all."""
+def bursts_after_a_pause(base: Path, workers: int, counts: list[int], pause: float, rounds: int) -> None:
+    """As many functions as rounds for each size of a burst, so that one pause serves for all."""
     with site(base, workers) as (server, fleet):
-        names = [f"warm{number}" for number in range(rounds)]
-        for name in names:
+        bursts = {f"warm{number}-{count}": count for number in range(rounds) for count in counts}
+        for name in bursts:
             assert ask(server.address, f"/function/{name}").status == 200
         (fleet.files / "slow").write_text("0.1")
         time.sleep(pause)
-        for name in names:
+        for name, count in bursts.items():
             begun = time.monotonic()
             held = hold(count, lambda name=name: ask(server.address, f"/function/{name}"))  # type: ignore[misc]
             assert Counter(held.statuses()) == {200: count}, server.log
@@ -130,13 +131,12 @@ def burst_after_a_pause(base: Path, workers: int, count: int, pause: float, roun
 
 
 @pytest.mark.parametrize("pause", PAUSES)
-@pytest.mark.parametrize("count", [16, 64])
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_bursts_after_pauses(workers: int, count: int, pause: float, tmp_path: Path) -> None:
-    burst_after_a_pause(tmp_path, workers, count, pause, ROUNDS)
+def test_bursts_after_pauses(workers: int, pause: float, tmp_path: Path) -> None:
+    bursts_after_a_pause(tmp_path, workers, [16, 64], pause, ROUNDS)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [1, 2, 4] if AT_LENGTH else [1, 4])
 def test_what_is_scaled_down_behind_our_back_comes_back_unseen(workers: int, tmp_path: Path) -> None:
     with site(tmp_path, workers, threads=100, START="1.0") as (server, fleet):
         started = fleet.files / "cold.started"
@@ -194,7 +194,9 @@ def outage(base: Path, kind: str, seconds: float, workers: int) -> None:
         assert server.log.count("go on being served") == workers
 
 
-@pytest.mark.parametrize("workers", [1, 4])
-@pytest.mark.parametrize("kind", ["down", "slow"])
+OUTAGES = [("down", 1), ("down", 4), ("slow", 4)]
+
+
+@pytest.mark.parametrize(("kind", "workers"), [*OUTAGES, ("slow", 1)] if AT_LENGTH else OUTAGES)
 def test_an_outage_of_the_provider_switches_nothing_off(kind: str, workers: int, tmp_path: Path) -> None:
     outage(tmp_path, kind, 60.0 if AT_LENGTH else 9.0, workers)
