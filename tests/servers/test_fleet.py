@@ -329,7 +329,7 @@ def test_recycled_workers_lose_nothing_and_leave_nothing(
     """``SCALEZERO_SOAK`` of them, 24 by default: each of the four is replaced six times."""
     count = int(os.environ.get("SCALEZERO_SOAK", "24"))
     if worker == "gevent":
-        count //= 5  # such a worker looks once a second whether it has served them
+        count //= 3  # such a worker looks once a second whether it has served them
     options = ["-w", "4", "--max-requests", "5", *options]
     options += ["--threads", "4"] if worker == "gthread" else []
     with gunicorn(SITE, fleet.log, *options, worker=worker, env=fleet.env) as server:
