@@ -1031,9 +1031,8 @@ class TestReleaseRate:
     def test_who_cannot_wait_for_a_turn_leaves_it_to_others(self) -> None:
         gate, clock = Gate(), MovingClock()
         bench = Bench(gate, clock, release_rate=10, max_wait=60.0)
-        hasty = bench.fill(50, prefer="wait=9")
+        hasty, patient = bench.fill(50, prefer="wait=9"), bench.fill(10)
         clock.advance(8.5)
-        patient = bench.fill(10)
         woken_at = woken(bench, gate) - clock.now
         assert kinds(patient) == {FunctionMeta: 10}
         # Five of the hasty ones can have had a turn; the others' would have reached five seconds on, and

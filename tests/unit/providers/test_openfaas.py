@@ -540,7 +540,7 @@ def test_a_function_that_never_comes_up_is_scaled_once_by_all_workers(fake: Fake
             return reply(200, {"replicas": int(self.scaled), "availableReplicas": 0})
 
     fake.replies = Replies()
-    with asked_by_workers(fake.provider(), Function("hello"), max_wait=0.3) as tries:
+    with asked_by_workers(fake.provider(), Function("hello"), max_wait=0.6) as tries:
         until(lambda: len(fake.asked) >= 20 and NotAvailable in tries.outcomes)
     assert tries.outcomes == {NotAvailable}
     assert len(tries.sets) == 1
