@@ -20,6 +20,7 @@ from scalezero_wsgi import (
     ReplicaStatus,
 )
 from scalezero_wsgi.activation.activation import PROVIDER_PATIENCE
+from scalezero_wsgi.activation.scaler import LINGER
 from scalezero_wsgi.activation.state import SETTLE, STABLE, FunctionMeta
 from scalezero_wsgi.events import Event, FunctionReady, ProviderFailed, Reporter, ScaleRequested, StartFailed
 from scalezero_wsgi.model import ProviderSilent
@@ -550,6 +551,27 @@ class TestRefresh:
         assert not bench.cache.get("hello")[1]
         assert bench.cache.is_missing(HELLO)
         assert len(provider.queries) == 1
+
+    def test_one_that_hangs_is_given_up_however_many_ask_for_it(self) -> None:
+        clock, gate = MovingClock(), threading.Event()
+        provider = ScriptedProvider(lambda: UP if gate.wait(PATIENCE) else ZERO)
+        scaler = FunctionScaler(provider, FunctionCache(0.25, clock=clock), clock=clock)
+        for asked in (1, 1, 2):
+            scaler.refresh(HELLO)
+            until(lambda asked=asked: len(provider.queries) == asked)  # type: ignore[misc]
+            clock.advance(LINGER * 0.6)
+        gate.set()
+
+    def test_one_too_many_is_reported_and_fails_nobody(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("scalezero_wsgi.activation.scaler.MAX_LEADERS", 1)
+        gate = threading.Event()
+        bench = Bench(ScriptedProvider(lambda: UP if gate.wait(PATIENCE) else ZERO))
+        bench.scaler.refresh(HELLO)
+        bench.scaler.refresh(Function("other"))
+        assert [event.function for event in bench.events if isinstance(event, ProviderFailed)] == [
+            Function("other")
+        ]
+        gate.set()
 
     def test_those_who_wait_for_one_share_the_time(self) -> None:
         clock, gate = MovingClock(), threading.Event()

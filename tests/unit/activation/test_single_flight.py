@@ -345,6 +345,42 @@ def test_a_later_joiner_moves_the_end_on_and_an_earlier_one_does_not_move_it_bac
     gate.open()
 
 
+def test_those_who_wait_want_it_and_the_others_as_long_as_they_say() -> None:
+    single = flights(clock=Clock())
+    gate = Gate()
+    first, second = object(), object()
+    flight = single.join("a", gate, until=20, wanted_until=3, waiter=first)
+    assert (flight.waiters, flight.wanted_until) == ({first}, 3)
+    single.join("a", gate, until=20, wanted_until=8, waiter=second)
+    assert (flight.waiters, flight.wanted_until) == ({first, second}, 8)
+    single.join("a", gate, until=20, wanted_until=5)
+    assert flight.wanted_until == 8
+    assert flight.is_wanted(9)
+    flight.leave(first, now=10, until=30)
+    assert (flight.waiters, flight.wanted_until, flight.until) == ({second}, 10, 30)
+    flight.leave(second, now=9, until=25)
+    assert (flight.waiters, flight.wanted_until, flight.until) == (set(), 10, 30)
+    assert flight.is_wanted(10)
+    assert not flight.is_wanted(10.001)
+    single.join("a", gate, until=40)
+    assert flight.wanted_until == 40
+    gate.open()
+
+
+def test_a_flight_can_be_prolonged_and_none_is_started_for_it() -> None:
+    clock = Clock()
+    single = flights(clock=clock)
+    gate = Gate()
+    assert single.prolong("a", until=20, wanted_until=5) is None
+    flight = single.join("a", gate, until=10, wanted_until=1)
+    for until, wanted_until in ((30, 20), (20, 5)):
+        assert single.prolong("a", until, wanted_until) is flight
+        assert (flight.until, flight.wanted_until) == (30, 20)
+    clock.now = 30.001
+    assert single.prolong("a", until=60, wanted_until=60) is None
+    gate.open()
+
+
 def test_a_flight_is_joined_up_to_its_end_and_given_up_for_a_new_one_after_it() -> None:
     clock = Clock()
     single = flights(clock=clock)
