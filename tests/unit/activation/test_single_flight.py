@@ -8,7 +8,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -186,6 +186,62 @@ def test_those_who_leave_at_the_landing_leave_the_wake_up_to_those_behind_them()
         thread.join(PATIENCE)
     assert time.monotonic() - begun < PATIENCE / 2
     assert ended == [True] * ABREAST
+
+
+def test_who_leaves_at_the_very_moment_of_the_landing_wakes_another() -> None:
+    class Landing(Sleeper):
+        """The flight lands while another sleeper looks for its own place behind this one."""
+
+        __hash__ = Sleeper.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            flight.land()
+            return False
+
+    class Last(Sleeper):
+        def wake(self) -> None:
+            woken.append(self)
+
+    flight = Flight[object](0.0, 60.0)
+    woken: list[Sleeper] = []
+    last = Last()
+    with ExitStack() as others:
+        others.enter_context(flight.wakes(Landing()))
+        leaver = ExitStack()
+        leaver.enter_context(flight.wakes(Sleeper()))
+        for sleeper in [*(Sleeper() for _ in range(ABREAST - 2)), last]:
+            others.enter_context(flight.wakes(sleeper))
+        leaver.close()
+        assert woken == [last]
+
+
+def test_who_begins_to_wait_as_the_flight_lands_does_not_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Late(Sleeper):
+        def __init__(self) -> None:
+            super().__init__()
+            flight.land()
+
+    flight = Flight[object](0.0, 60.0)
+    monkeypatch.setattr("scalezero_wsgi.activation.single_flight.Sleeper", Late)
+    begun = time.monotonic()
+    assert flight.wait(PATIENCE)
+    assert time.monotonic() - begun < PATIENCE / 2
+
+
+def test_whoever_is_woken_finds_the_flight_landed_and_no_longer_to_be_joined() -> None:
+    single, gate = flights(), Gate()
+    flight = single.join("a", gate, later())
+    found: list[tuple[bool, bool]] = []
+
+    class Looking(Noted):
+        def wake(self) -> None:
+            found.append((flight.landed, single.under_way("a")))
+            super().wake()
+
+    with flight.wakes(Looking()) as sleeper:
+        gate.open()
+        sleeper.sleep(PATIENCE)
+    assert found == [(True, False)]
 
 
 def test_only_a_few_are_woken_at_once() -> None:
