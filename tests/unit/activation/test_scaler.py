@@ -20,6 +20,7 @@ from scalezero_wsgi import (
     ReplicaStatus,
 )
 from scalezero_wsgi.activation.activation import PROVIDER_PATIENCE
+from scalezero_wsgi.activation.outages import FIRST_PAUSE, SILENT
 from scalezero_wsgi.activation.scaler import LINGER
 from scalezero_wsgi.activation.state import SETTLE, STABLE, FunctionMeta
 from scalezero_wsgi.events import Event, FunctionReady, ProviderFailed, Reporter, ScaleRequested, StartFailed
@@ -601,6 +602,41 @@ class TestRefresh:
         provider.script = [UP]
         bench.clock.advance(4)
         assert bench.scaler.wait_for_refresh(HELLO, PATIENCE) is None
+
+
+class TestStaleIfError:
+    @staticmethod
+    def bench(*script: Step) -> Bench:
+        bench = Bench(ScriptedProvider(*script))
+        bench.cache.stale_if_error = 600.0
+        return bench
+
+    def test_an_entry_from_before_a_moment_is_not_served_after_it(self) -> None:
+        bench = self.bench(UP, BROKEN)
+        meta = bench.wake()
+        bench.clock.advance(1.0)
+        bench.scaler.provider_failed(HELLO, BROKEN)
+        assert bench.scaler.stale_if_error(HELLO, since=bench.clock()) is None
+        assert bench.scaler.stale_if_error(HELLO) is meta
+
+    def test_one_failure_that_many_have_seen_is_one(self) -> None:
+        bench = self.bench(UP)
+        meta = bench.wake()
+        for _ in range(3):
+            bench.scaler.provider_failed(HELLO, BROKEN)
+        assert bench.scaler._outages.pause(meta.state) == 2 * FIRST_PAUSE
+
+    def test_a_silence_is_noted_when_the_application_cannot_reach_the_function(self) -> None:
+        gate = threading.Event()
+        bench = self.bench(UP, lambda: UP if gate.wait(PATIENCE) else ZERO)
+        meta = bench.wake()
+        bench.clock.advance(1.0)
+        bench.scaler.refresh(HELLO)
+        bench.clock.advance(SILENT + 0.1)
+        assert bench.scaler._outages.error(meta.state) is None
+        assert bench.scaler.mark_suspect(meta)
+        assert bench.scaler._outages.error(meta.state) is not None
+        gate.set()
 
 
 class TestThoseWhoWait:
