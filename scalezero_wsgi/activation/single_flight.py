@@ -89,10 +89,11 @@ class Flight(Generic[T]):
         finally:
             # A waiter that leaves after the landing wakes another, even if it was not woken itself: its own
             # wake-up may be under way, and the waiters behind it need that one.
-            with contextlib.suppress(IndexError, ValueError):
-                if not self.landed:
+            if not self.landed:
+                with contextlib.suppress(IndexError, ValueError):  # it may land meanwhile
                     self._sleepers.remove(sleeper)
-                if self.landed:  # checked again: it may just have landed
+            if self.landed:  # checked again: it may just have landed
+                with contextlib.suppress(IndexError):
                     self._sleepers.popleft().wake()
 
     def result(self) -> T:

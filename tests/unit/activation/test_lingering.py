@@ -181,6 +181,14 @@ class TestWhoCounts:
         assert scaler.start(HELLO, now + 5.0) is flight
         assert flight.is_wanted(now + 29.0)
 
+    def test_one_who_keeps_a_start_up(self) -> None:
+        scaler = self.scaler()
+        now = time.monotonic()
+        assert scaler.keep_up(HELLO, now + 10.0) is None
+        flight = scaler.start(HELLO, now)
+        assert scaler.keep_up(HELLO, now + 10.0) is flight
+        assert (flight.wanted_until, flight.until) == (now + 10.0, now + 10.0 + LINGER)
+
     def test_the_label_is_heeded_though_it_was_not_known_when_the_request_came(self) -> None:
         clock = MovingClock()
         labels = {LINGER_LABEL: "1h"}

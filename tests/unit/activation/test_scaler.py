@@ -20,6 +20,8 @@ from scalezero_wsgi import (
     ReplicaStatus,
 )
 from scalezero_wsgi.activation.activation import PROVIDER_PATIENCE
+from scalezero_wsgi.activation.outages import FIRST_PAUSE, SILENT
+from scalezero_wsgi.activation.scaler import LINGER
 from scalezero_wsgi.activation.state import SETTLE, STABLE, FunctionMeta
 from scalezero_wsgi.events import Event, FunctionReady, ProviderFailed, Reporter, ScaleRequested, StartFailed
 from scalezero_wsgi.model import ProviderSilent
@@ -551,6 +553,27 @@ class TestRefresh:
         assert bench.cache.is_missing(HELLO)
         assert len(provider.queries) == 1
 
+    def test_one_that_hangs_is_given_up_however_many_ask_for_it(self) -> None:
+        clock, gate = MovingClock(), threading.Event()
+        provider = ScriptedProvider(lambda: UP if gate.wait(PATIENCE) else ZERO)
+        scaler = FunctionScaler(provider, FunctionCache(0.25, clock=clock), clock=clock)
+        for asked in (1, 1, 2):
+            scaler.refresh(HELLO)
+            until(lambda asked=asked: len(provider.queries) == asked)  # type: ignore[misc]
+            clock.advance(LINGER * 0.6)
+        gate.set()
+
+    def test_one_too_many_is_reported_and_fails_nobody(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("scalezero_wsgi.activation.scaler.MAX_LEADERS", 1)
+        gate = threading.Event()
+        bench = Bench(ScriptedProvider(lambda: UP if gate.wait(PATIENCE) else ZERO))
+        bench.scaler.refresh(HELLO)
+        bench.scaler.refresh(Function("other"))
+        assert [event.function for event in bench.events if isinstance(event, ProviderFailed)] == [
+            Function("other")
+        ]
+        gate.set()
+
     def test_those_who_wait_for_one_share_the_time(self) -> None:
         clock, gate = MovingClock(), threading.Event()
         provider = ScriptedProvider(lambda: UP if gate.wait(PATIENCE) else ZERO)
@@ -579,6 +602,41 @@ class TestRefresh:
         provider.script = [UP]
         bench.clock.advance(4)
         assert bench.scaler.wait_for_refresh(HELLO, PATIENCE) is None
+
+
+class TestStaleIfError:
+    @staticmethod
+    def bench(*script: Step) -> Bench:
+        bench = Bench(ScriptedProvider(*script))
+        bench.cache.stale_if_error = 600.0
+        return bench
+
+    def test_an_entry_from_before_a_moment_is_not_served_after_it(self) -> None:
+        bench = self.bench(UP, BROKEN)
+        meta = bench.wake()
+        bench.clock.advance(1.0)
+        bench.scaler.provider_failed(HELLO, BROKEN)
+        assert bench.scaler.stale_if_error(HELLO, since=bench.clock()) is None
+        assert bench.scaler.stale_if_error(HELLO) is meta
+
+    def test_one_failure_that_many_have_seen_is_one(self) -> None:
+        bench = self.bench(UP)
+        meta = bench.wake()
+        for _ in range(3):
+            bench.scaler.provider_failed(HELLO, BROKEN)
+        assert bench.scaler._outages.pause(meta.state) == 2 * FIRST_PAUSE
+
+    def test_a_silence_is_noted_when_the_application_cannot_reach_the_function(self) -> None:
+        gate = threading.Event()
+        bench = self.bench(UP, lambda: UP if gate.wait(PATIENCE) else ZERO)
+        meta = bench.wake()
+        bench.clock.advance(1.0)
+        bench.scaler.refresh(HELLO)
+        bench.clock.advance(SILENT + 0.1)
+        assert bench.scaler._outages.error(meta.state) is None
+        assert bench.scaler.mark_suspect(meta)
+        assert bench.scaler._outages.error(meta.state) is not None
+        gate.set()
 
 
 class TestThoseWhoWait:

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -188,6 +188,62 @@ def test_those_who_leave_at_the_landing_leave_the_wake_up_to_those_behind_them()
     assert ended == [True] * ABREAST
 
 
+def test_who_leaves_at_the_very_moment_of_the_landing_wakes_another() -> None:
+    class Landing(Sleeper):
+        """The flight lands while another sleeper looks for its own place behind this one."""
+
+        __hash__ = Sleeper.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            flight.land()
+            return False
+
+    class Last(Sleeper):
+        def wake(self) -> None:
+            woken.append(self)
+
+    flight = Flight[object](0.0, 60.0)
+    woken: list[Sleeper] = []
+    last = Last()
+    with ExitStack() as others:
+        others.enter_context(flight.wakes(Landing()))
+        leaver = ExitStack()
+        leaver.enter_context(flight.wakes(Sleeper()))
+        for sleeper in [*(Sleeper() for _ in range(ABREAST - 2)), last]:
+            others.enter_context(flight.wakes(sleeper))
+        leaver.close()
+        assert woken == [last]
+
+
+def test_who_begins_to_wait_as_the_flight_lands_does_not_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Late(Sleeper):
+        def __init__(self) -> None:
+            super().__init__()
+            flight.land()
+
+    flight = Flight[object](0.0, 60.0)
+    monkeypatch.setattr("scalezero_wsgi.activation.single_flight.Sleeper", Late)
+    begun = time.monotonic()
+    assert flight.wait(PATIENCE)
+    assert time.monotonic() - begun < PATIENCE / 2
+
+
+def test_whoever_is_woken_finds_the_flight_landed_and_no_longer_to_be_joined() -> None:
+    single, gate = flights(), Gate()
+    flight = single.join("a", gate, later())
+    found: list[tuple[bool, bool]] = []
+
+    class Looking(Noted):
+        def wake(self) -> None:
+            found.append((flight.landed, single.under_way("a")))
+            super().wake()
+
+    with flight.wakes(Looking()) as sleeper:
+        gate.open()
+        sleeper.sleep(PATIENCE)
+    assert found == [(True, False)]
+
+
 def test_only_a_few_are_woken_at_once() -> None:
     """Threads that are all woken by the one who lands fight for the interpreter's lock."""
     woken = 0
@@ -342,6 +398,42 @@ def test_a_later_joiner_moves_the_end_on_and_an_earlier_one_does_not_move_it_bac
     assert flight.until == 20
     single.join("a", gate, until=5)
     assert flight.until == 20
+    gate.open()
+
+
+def test_those_who_wait_want_it_and_the_others_as_long_as_they_say() -> None:
+    single = flights(clock=Clock())
+    gate = Gate()
+    first, second = object(), object()
+    flight = single.join("a", gate, until=20, wanted_until=3, waiter=first)
+    assert (flight.waiters, flight.wanted_until) == ({first}, 3)
+    single.join("a", gate, until=20, wanted_until=8, waiter=second)
+    assert (flight.waiters, flight.wanted_until) == ({first, second}, 8)
+    single.join("a", gate, until=20, wanted_until=5)
+    assert flight.wanted_until == 8
+    assert flight.is_wanted(9)
+    flight.leave(first, now=10, until=30)
+    assert (flight.waiters, flight.wanted_until, flight.until) == ({second}, 10, 30)
+    flight.leave(second, now=9, until=25)
+    assert (flight.waiters, flight.wanted_until, flight.until) == (set(), 10, 30)
+    assert flight.is_wanted(10)
+    assert not flight.is_wanted(10.001)
+    single.join("a", gate, until=40)
+    assert flight.wanted_until == 40
+    gate.open()
+
+
+def test_a_flight_can_be_prolonged_and_none_is_started_for_it() -> None:
+    clock = Clock()
+    single = flights(clock=clock)
+    gate = Gate()
+    assert single.prolong("a", until=20, wanted_until=5) is None
+    flight = single.join("a", gate, until=10, wanted_until=1)
+    for until, wanted_until in ((30, 20), (20, 5)):
+        assert single.prolong("a", until, wanted_until) is flight
+        assert (flight.until, flight.wanted_until) == (30, 20)
+    clock.now = 30.001
+    assert single.prolong("a", until=60, wanted_until=60) is None
     gate.open()
 
 
