@@ -115,7 +115,7 @@ class ScaleZeroMiddleware:
             provider, self.cache, report=self._report, peers=peers, linger=settings.linger, clock=clock
         )
         self.queue = RequestQueue(self.scaler, self.cache, settings, clock, self._report)
-        middleware_made(max([settings.max_wait, *settings.max_wait_of.values()]))
+        middleware_made(max([settings.max_wait, *settings.max_wait_of.values()]), settings.max_waiting)
 
         self._names = Names(settings.names, settings.default_namespace)
         self._rules = Rules(
@@ -347,7 +347,7 @@ class ScaleZeroMiddleware:
         arrived = call.passed_at - environ[WAITED]
         since = call.passed_at if woken_since else self._clock()
         try:
-            caller = caller_of(environ, arrived, self.settings.page_after)
+            caller = caller_of(environ, arrived, self.settings.page_after, in_app=True)
             renewed = self.queue.hold(state.function, caller, since)
         except (ProviderError, TooManyWaiting):
             return None

@@ -98,6 +98,7 @@ def cheroot_thread() -> Any:
 # gunicorn's sync workers, when nobody told them that waiting is not hanging
 
 _longest_wait = 0.0
+_most_waiting = 0
 _warned = False
 
 
@@ -107,10 +108,17 @@ def longest_wait() -> float:
     return _longest_wait
 
 
-def middleware_made(max_wait: float) -> None:
-    """Note for how many seconds a new middleware may hold a request; warn if its server will not bear it."""
-    global _longest_wait
+def most_waiting() -> int:
+    """Return the largest ``max_waiting`` that was set for these middlewares; 0 if none was."""
+    return _most_waiting
+
+
+def middleware_made(max_wait: float, max_waiting: int | None = None) -> None:
+    """Note for how many seconds a new middleware may hold a request, and how many of them; warn if its
+    server will not bear it."""
+    global _longest_wait, _most_waiting
     _longest_wait = max(_longest_wait, max_wait)
+    _most_waiting = max(_most_waiting, max_waiting or 0)
     if HOOK not in sys.modules:
         warn_if_waiting_kills()
 
