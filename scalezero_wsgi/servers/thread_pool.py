@@ -95,6 +95,7 @@ class PoolThread(threading.Thread):
                 _log.exception("a thread pool's task failed outside of its function")
             del task  # else an idle thread keeps the last request
             task = self.pool._next(self)
+        self.pool._left(self)
 
 
 @final
@@ -138,9 +139,11 @@ class ThreadPool(Executor):
             self._line.append(task)
             tasks = self._fill()
         self._start(tasks)
-        with self._lock:
-            if not self._threads:
-                raise RuntimeError("can't start new thread")
+        if tasks:
+            with self._lock:
+                if self._active + self.waiting == 0 and self._line:  # nobody will come free
+                    self._line.take_new()
+                    raise RuntimeError("can't start new thread")
         return task.future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -228,8 +231,8 @@ class ThreadPool(Executor):
                 with stated_stack_size():
                     thread.start()
             except RuntimeError:  # can't start new thread
+                self._left(thread)
                 with self._lock:
-                    self._threads.discard(thread)
                     self._line.appendleft(task)  # whoever comes free takes it
                     ticket = self._line.pop_returning()
                     if ticket is None:
@@ -237,11 +240,13 @@ class ThreadPool(Executor):
                     else:
                         ticket.wake()
 
+    def _left(self, thread: PoolThread) -> None:
+        with self._lock:
+            self._threads.discard(thread)
+
     def _wake_idle(self, task: _Task | None) -> None:
         """Give an idle thread something to do; ``None``: it ends, and its slot is the caller's."""
         thread = self._idle.pop()
-        if task is None:
-            self._threads.discard(thread)
         thread.task = task
         thread.turn.release()
 
@@ -254,11 +259,9 @@ class ThreadPool(Executor):
                 if not isinstance(item, Ticket):
                     return item
                 item.wake()  # the slot is its own now
-                self._threads.discard(thread)
                 return None
             if too_many or self._ended:
                 self._active -= 1
-                self._threads.discard(thread)
                 return None
             self._idle.append(thread)
         thread.turn.acquire()
