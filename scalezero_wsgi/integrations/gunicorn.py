@@ -29,16 +29,21 @@ thread is never interrupted.
 from __future__ import annotations
 
 import logging
-import resource
-import sys
 import time
 from typing import Any
 
 from gunicorn.workers import gthread
 from gunicorn.workers.base_async import AsyncWorker
 
-from ..servers.server import longest_wait, most_waiting, room_to_wait, this_server
-from ..servers.slots import ROOM
+from ..servers.server import (
+    ROOM,
+    longest_wait,
+    most_waiting,
+    open_files,
+    room_for,
+    room_to_wait,
+    this_server,
+)
 from ..servers.thread_pool import ThreadPool
 
 __all__ = ["post_worker_init"]
@@ -106,25 +111,19 @@ def _install_pool(worker: Any) -> list[str]:
     if worker.worker_connections == default:
         # It counts those who wait. Who has set it has set it for that as well.
         worker.worker_connections = default + ROOM
-    limits = {
-        f"worker_connections is {worker.worker_connections:,}": worker.worker_connections,
-        f"the limit of open files (ulimit -n) is {_files():,}": _files(),
-    }
-    room = min(ROOM, *map(room_to_wait, limits.values()))
     worker.tpool.shutdown(wait=False)
-    worker.tpool = ThreadPool(worker.cfg.threads, room)
+    worker.tpool = ThreadPool(worker.cfg.threads, room_for(worker.worker_connections))
     wanted = most_waiting() or ROOM
+    limits = {
+        "worker_connections": worker.worker_connections,
+        "the limit of open files (ulimit -n)": open_files(),
+    }
     return [
-        f"{told}: a quarter of it stays free, and so {room_to_wait(limit):,} requests may wait in a worker;"
-        f" for {wanted:,} (max_waiting) it must be {-(-wanted * 4 // 3):,} at least"
-        for told, limit in limits.items()
-        if room_to_wait(limit) < wanted
+        f"{name} is {limit:,}: a quarter of it stays free, and so {room_to_wait(limit):,} requests may wait"
+        f" in a worker; for {wanted:,} (max_waiting) it must be {-(-wanted * 4 // 3):,} at least"
+        for name, limit in limits.items()
+        if limit is not None and room_to_wait(limit) < wanted
     ]
-
-
-def _files() -> int:
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
 class _Heartbeat:

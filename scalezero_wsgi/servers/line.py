@@ -10,8 +10,6 @@ import threading
 from collections import deque
 from typing import Any, Protocol, final
 
-from .._lib.sleeper import Sleeper
-
 
 class Slots(Protocol):
     """The slots of one server in this process. Each method is called by the thread that serves the request.
@@ -34,14 +32,25 @@ class Slots(Protocol):
         """
 
 
-class Ticket(Sleeper):
+class Ticket:
     """The place in line of a request that takes a slot again."""
 
-    __slots__ = ()
+    __slots__ = ("_lock",)
 
-    def wait(self) -> None:
-        """Block until there is a slot."""
-        self.sleep(threading.TIMEOUT_MAX)
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wait(self, timeout: float = -1) -> bool:
+        """Block until the request has a slot; return whether it has one.
+
+        :param timeout: seconds; by default as long as it takes.
+        """
+        return self._lock.acquire(timeout=timeout)
+
+    def serve(self) -> None:
+        """Give the request the slot of the calling thread. To be called once."""
+        self._lock.release()
 
 
 @final

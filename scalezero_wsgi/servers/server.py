@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 from .._lib.per_process import PerProcess
 from .gunicorn import gunicorn_on_stack
 
+if sys.platform != "win32":
+    import resource
+
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
@@ -68,6 +71,30 @@ def room_to_wait(capacity: int) -> int:
     :param capacity: how many requests the server can serve at once.
     """
     return max(1, capacity - max(1, -(-capacity // 4)))
+
+
+ROOM = 1000
+"""Requests that may wait in one process, if ``max_waiting`` is not set, where they take no slot."""
+
+
+def room_for(connections: int | None = None, files: int | None = None) -> int:
+    """Return how many requests may wait where they take no slot of the server.
+
+    Each has a connection, and so a file. A quarter of both stays free.
+
+    :param connections: how many the server takes at once.
+    :param files: how many it can have open, if that is less than the system lets it.
+    """
+    limits = [limit for limit in (connections, files, open_files()) if limit is not None]
+    return min([ROOM, *map(room_to_wait, limits)])
+
+
+def open_files() -> int | None:
+    """Return how many files this process may have open; ``None`` if the system does not say."""
+    if sys.platform == "win32":
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _uwsgi() -> int | None:

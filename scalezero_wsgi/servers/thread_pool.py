@@ -216,7 +216,7 @@ class ThreadPool(Executor):
             self._active += 1
             item = self._line.popleft()
             if isinstance(item, Ticket):
-                item.wake()
+                item.serve()
             else:
                 tasks.append(item)
         return tasks
@@ -238,7 +238,7 @@ class ThreadPool(Executor):
                     if ticket is None:
                         self._active -= 1
                     else:
-                        ticket.wake()
+                        ticket.serve()
 
     def _left(self, thread: PoolThread) -> None:
         with self._lock:
@@ -258,7 +258,7 @@ class ThreadPool(Executor):
                 item: Ticket | _Task = self._line.popleft()
                 if not isinstance(item, Ticket):
                     return item
-                item.wake()  # the slot is its own now
+                item.serve()  # the slot is its own now
                 return None
             if too_many or self._ended:
                 self._active -= 1

@@ -155,7 +155,7 @@ def test_an_answer_of_ours_does_not_wait_for_those_in_the_application(single: Th
         refused.result(PATIENCE)
     assert not working.done()
     go_on.set()
-    assert not wait([working, *others], PATIENCE).not_done
+    assert not wait(others, PATIENCE).not_done
     assert app.most == 1
     until(lambda: len(threads_of(single)) <= 1)
 
@@ -172,7 +172,7 @@ def test_in_order_it_waits_also_when_the_hold_fails(single: ThreadPool) -> None:
     refused = single.submit(request)
     until(lambda: single.waiting == 1)
     working = single.submit(go_on.wait, PATIENCE)
-    until(lambda: single.submit and working.running())
+    until(working.running)
     gone.set()
     until(lambda: single.waiting == 0)
     with pytest.raises(FutureTimeout):
@@ -202,7 +202,8 @@ def test_a_callback_that_fails_ends_no_thread(single: ThreadPool) -> None:
 
 
 def test_what_was_cancelled_is_not_called(single: ThreadPool) -> None:
-    go_on, called = threading.Event(), []
+    go_on = threading.Event()
+    called: list[int] = []
     single.submit(go_on.wait, PATIENCE)
     second, third = single.submit(called.append, 2), single.submit(called.append, 3)
     assert second.cancel()
@@ -302,6 +303,8 @@ def test_a_process_ends_with_its_pool_once_those_who_wait_have_ended(fork: bool)
                 sys.exit(7)
             print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
     """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+    )
     assert sorted(done.stdout.split()) == ["7"] * fork + ["answered"] * 5
     assert not done.stderr
