@@ -55,12 +55,9 @@ class CherootSlots:
         self._end = sys.modules["cheroot.workers.threadpool"]._SHUTDOWNREQUEST
         self._lock = threading.Lock()
         self._too_many = 0
-        with pool._queue.mutex:
-            pool._queue.queue = Line(pool._queue.queue)
-        pool.get = self._get
 
-    def _get(self) -> Any:
-        """Return what the calling thread is to do next."""
+    def next(self) -> Any:
+        """Return what the calling thread is to do next; block until there is something."""
         with self._lock:
             ends = self._too_many > 0
             if ends:
@@ -107,10 +104,11 @@ def cheroot_slots() -> CherootSlots | None:
         hasattr(pool, name) for name in ("get", "_queue", "_threads", "_spawn_worker")
     ):
         return None
-    with pool._queue.mutex:
+    queue = pool._queue
+    with queue.mutex:
         found = getattr(pool, "scalezero_slots", None)
-        known = isinstance(pool._queue.queue, deque)
-    if found is None and known:
-        found = CherootSlots(pool)
-        pool.scalezero_slots = found
+        if found is None and isinstance(queue.queue, deque):
+            found = pool.scalezero_slots = CherootSlots(pool)
+            queue.queue = Line(queue.queue)
+            pool.get = found.next
     return found if isinstance(found, CherootSlots) else None

@@ -122,7 +122,7 @@ def cheroot_thread() -> Any:
     return thread if type(thread).__module__ == "cheroot.workers.threadpool" else None
 
 
-# gunicorn's sync workers, when nobody told them that waiting is not hanging
+# gunicorn's workers, when nobody told them that waiting is not hanging
 
 _longest_wait = 0.0
 _most_waiting = 0
@@ -147,11 +147,14 @@ def middleware_made(max_wait: float, max_waiting: int | None = None) -> None:
     _longest_wait = max(_longest_wait, max_wait)
     _most_waiting = max(_most_waiting, max_waiting or 0)
     if HOOK not in sys.modules:
-        warn_if_waiting_kills()
+        warn_if_waiting_hurts()
 
 
-def warn_if_waiting_kills() -> None:
-    """Log, once, that gunicorn will kill a worker whose request waits. Cheap when there is nothing to log."""
+def warn_if_waiting_hurts() -> None:
+    """Log, once, what it means for gunicorn's workers that nobody told them that waiting is not hanging.
+
+    Cheap when there is nothing to log.
+    """
     global _warned
     if _warned or this_server().told:
         return
@@ -159,15 +162,25 @@ def warn_if_waiting_kills() -> None:
     if gunicorn is None:
         return
     cfg = gunicorn.config
-    if cfg.worker_class_str not in ("sync", "tornado") or not 0 < cfg.timeout <= _longest_wait:
-        return
-    _warned = True
-    _log.warning(
-        "a request may wait for %g s here (max_wait), but gunicorn kills a %s worker that is silent for %g s:"
-        " put `from %s import *` into gunicorn.conf.py, or set max_wait below gunicorn's timeout,"
-        " or take gthread workers",
-        _longest_wait,
-        cfg.worker_class_str,
-        cfg.timeout,
-        HOOK,
-    )
+    if cfg.worker_class_str == "gthread":
+        _warned = True
+        _log.warning(
+            "a request that waits for its function takes one of its %d threads from a gthread worker, so that"
+            " %d of them stop it, health checks included; with `from %s import *` in gunicorn.conf.py"
+            " it takes none, and %s may wait in each worker",
+            cfg.threads,
+            cfg.threads,
+            HOOK,
+            f"{ROOM:,}",
+        )
+    elif cfg.worker_class_str in ("sync", "tornado") and 0 < cfg.timeout <= _longest_wait:
+        _warned = True
+        _log.warning(
+            "a request may wait for %g s here (max_wait), but gunicorn kills a %s worker that is silent for"
+            " %g s: put `from %s import *` into gunicorn.conf.py, or set max_wait below gunicorn's timeout,"
+            " or take gthread workers",
+            _longest_wait,
+            cfg.worker_class_str,
+            cfg.timeout,
+            HOOK,
+        )

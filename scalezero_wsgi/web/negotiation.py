@@ -12,7 +12,7 @@ from werkzeug.http import parse_accept_header
 
 from ..activation.request_queue import GRACE, Caller
 from ..servers.client import wait_check
-from ..servers.server import warn_if_waiting_kills
+from ..servers.server import warn_if_waiting_hurts
 from ..servers.slots import waiting_in
 
 if TYPE_CHECKING:
@@ -87,6 +87,5 @@ def caller_of(
         wish, patience = "respond-async", max(GRACE, preferences.wait or 0.0)
     elif page_after is not None and page_after < patience and is_navigation(environ):
         wish, patience = "page", max(GRACE, page_after)
-    if not environ.get("wsgi.multithread", True):
-        warn_if_waiting_kills()
+    warn_if_waiting_hurts()
     return Caller(arrived, wish, patience, wait_check(environ), *waiting_in(environ, in_app))

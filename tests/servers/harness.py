@@ -107,10 +107,13 @@ def gunicorn(
     unix: str = "",
     root: Path = ROOT,
 ) -> Iterator[Server]:
-    """Run ``app`` under gunicorn; ``unix`` is the path of a Unix socket in place of a port."""
+    """Run ``app`` under gunicorn.
+
+    ``unix`` is the path of a Unix socket in place of a port; without ``worker`` the options say which.
+    """
     port = unix or free_port()
     bind = f"unix:{unix}" if unix else f"127.0.0.1:{port}"
-    command = [sys.executable, "-m", "gunicorn", app, "-b", bind, "-k", worker]
+    command = [sys.executable, "-m", "gunicorn", app, "-b", bind, *(["-k", worker] if worker else [])]
     command += [*NO_CONTROL_SOCKET, "--graceful-timeout", "5", *options]
     with serving(command, port, log, env, root) as server:
         yield server
