@@ -143,8 +143,8 @@ class FunctionScaler:
 
         def waits_on() -> bool:
             nonlocal deadline
-            if check is None or flight.landed:  # without a check one sleep is the whole wait
-                return flight.landed
+            if check is None or flight.landed:
+                return True
             deadline = check(flight)
             if deadline > flight.until:  # a label, unknown when the caller joined, allows more
                 flight.until = deadline + self._linger_of(function)
@@ -163,8 +163,8 @@ class FunctionScaler:
                 with flight.wakes(Sleeper()) as sleeper, lookout().watch(sleeper, check and waits_on):
                     while not flight.landed:
                         sleeper.sleep(deadline - self._clock())
-                        if not waits_on():
-                            break
+                        if check is None or (not flight.landed and not waits_on()):  # type: ignore[redundant-expr]
+                            break  # without a check one sleep is the whole wait
             finally:
                 now = self._clock()
                 flight.leave(waiter, now, now + self._linger_of(function))
