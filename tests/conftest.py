@@ -4,6 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine takes long for an example at times. The rest is as hypothesis has it: in CI, without luck.
+settings.register_profile(
+    "tests", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 
 pytest.register_assert_rewrite("scalezero_wsgi.testing")
 

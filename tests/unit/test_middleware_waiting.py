@@ -25,7 +25,7 @@ from scalezero_wsgi import (
 from scalezero_wsgi.activation.activation import PROVIDER_PATIENCE
 from scalezero_wsgi.events import Event, WaitGivenUp
 from scalezero_wsgi.servers.server import Server
-from tests.support.clock import MovingClock
+from tests.support.clock import Clock, MovingClock
 from tests.support.connection import Connection
 from tests.support.fakes import HELLO, STARTING, UP, ZERO, FakeEngine, Gate, ScriptedProvider
 from tests.support.waiting import PATIENCE, SOON, until
@@ -138,7 +138,7 @@ class TestPrefer:
             assert "wait" not in headers.get("Preference-Applied", "")
 
     def test_an_unknown_function_is_404(self) -> None:
-        door = ScaleZeroMiddleware(App(), ScriptedProvider(FunctionNotFound("hello")))
+        door = ScaleZeroMiddleware(App(), ScriptedProvider(FunctionNotFound("hello")), clock=Clock())
         assert ask(door, headers={"Prefer": "respond-async"})[0] == "404 NOT FOUND"
 
     def test_of_a_start_that_is_refused_nothing_is_applied(self) -> None:

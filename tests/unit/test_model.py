@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import scalezero_wsgi
@@ -86,7 +86,6 @@ def test_a_function_at_zero_goes_to_its_minimum_within_its_maximum(
     assert ReplicaStatus(0, 0, min_replicas=least, max_replicas=most).first_replicas == expected
 
 
-@settings(deadline=None)
 @given(COUNTS, st.none() | COUNTS)
 def test_waking_asks_for_at_least_one_and_never_for_more_than_allowed(least: int, most: int | None) -> None:
     first = ReplicaStatus(0, 0, min_replicas=least, max_replicas=most).first_replicas

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from werkzeug.test import Client, TestResponse
 
@@ -165,7 +165,6 @@ def test_durations_are_in_words(seconds: float, words: str) -> None:
     assert f"{words} so far" in waking(elapsed=seconds).texts["div"]
 
 
-@settings(deadline=None)
 @given(st.floats(-1, 1e7), st.lists(st.floats(0, 1e7), max_size=5).map(tuple), st.floats(-1, 1e7))
 def test_any_durations_make_a_page_whose_numbers_are_in_range(
     elapsed: float, starts: tuple[float, ...], left: float
@@ -180,7 +179,6 @@ def test_any_durations_make_a_page_whose_numbers_are_in_range(
     assert int(page.find("meta", **{"http-equiv": "refresh"})["content"] or 0) in range(1, 6)
 
 
-@settings(deadline=None)
 @given(
     st.text(st.characters(max_codepoint=255), max_size=30) | st.text("/\\.:<>\"'&?#%$ a", max_size=20),
     st.text(st.sampled_from("<>&\"'${}%=/ abp;#x\u00e9"), max_size=30),
@@ -214,7 +212,6 @@ def test_with_a_route_by_host_our_urls_are_at_the_root() -> None:
 # The page of a failure
 
 
-@settings(deadline=None)
 @given(st.text(st.sampled_from("<>&\"'${}%=/ abp;#x"), max_size=30))
 @example(MARKUP)
 def test_markup_in_a_detail_is_text(detail: str) -> None:

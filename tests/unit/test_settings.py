@@ -7,7 +7,7 @@ import pathlib
 from http import HTTPStatus
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scalezero_wsgi import ScaleZeroMiddleware, SettingError, Settings, by_header
@@ -214,7 +214,6 @@ def test_max_wait_of_names_functions_as_requests_do() -> None:
     assert Settings(max_wait_of={"My_fn.v2.dev": 1}, names="openfaas").max_wait_of == {"My_fn.v2.dev": 1.0}
 
 
-@settings(deadline=None)
 @example("coordination", "?")
 @example("coordination", "@")
 @given(
@@ -311,7 +310,6 @@ def test_settings_are_frozen_and_take_keywords_only() -> None:
         Settings("/fn/")  # type: ignore[call-arg]
 
 
-@settings(deadline=None)
 @given(st.sampled_from(NAMES), st.sampled_from(["", "SCALEZERO_", "X_", "my."]), st.data())
 def test_a_name_is_known_in_any_case_and_under_any_prefix(
     name: str, prefix: str, data: st.DataObject

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scalezero_wsgi._lib.durations import seconds
@@ -48,26 +48,22 @@ def test_the_result_is_a_float_whatever_was_given() -> None:
     assert type(seconds("3")) is float
 
 
-@settings(deadline=None)
 @given(st.floats(0, allow_nan=False, allow_infinity=False) | st.integers(0, 10**9))
 def test_a_number_of_seconds_is_taken_as_it_is(number: float) -> None:
     assert seconds(number) == number
 
 
-@settings(deadline=None)
 @given(st.decimals(0, 10**9, places=3))
 def test_a_number_written_out_reads_as_that_number(number: object) -> None:
     assert seconds(f"{number:f}") == float(str(number))
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(AMOUNTS, st.sampled_from(sorted(UNITS))), min_size=1, max_size=6))
 def test_parts_with_units_add_up(parts: list[tuple[int, str]]) -> None:
     text = "".join(f"{amount}{unit}" for amount, unit in parts)
     assert seconds(text) == pytest.approx(sum(amount * UNITS[unit] for amount, unit in parts))
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**9))
 def test_milliseconds_split_into_all_units_come_back(total: int) -> None:
     rest, milliseconds = divmod(total, 1000)
@@ -78,7 +74,6 @@ def test_milliseconds_split_into_all_units_come_back(total: int) -> None:
     assert seconds(text) == pytest.approx(total / 1000, abs=1e-6)
 
 
-@settings(deadline=None)
 @given(st.text() | st.text("0123456789.smhd- +e_", max_size=12))
 @example("1_0")
 @example("1e3")

@@ -131,7 +131,6 @@ def test_a_fresh_entry_is_a_hit_up_to_the_very_moment_of_its_expiry(
     assert cache.get("hello") == (UP, False)
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1e6), st.floats(0, 1e3))
 def test_an_entry_expires_strictly_later_than_its_last_refresh_and_the_expiry(
     last_refresh: float, expiry: float

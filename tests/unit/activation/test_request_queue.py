@@ -36,7 +36,7 @@ from scalezero_wsgi.providers import Provider
 from scalezero_wsgi.servers import watch
 from scalezero_wsgi.servers.server import Server
 from scalezero_wsgi.web.negotiation import caller_of
-from tests.support.clock import MovingClock
+from tests.support.clock import Clock, MovingClock
 from tests.support.connection import Connection
 from tests.support.fakes import HELLO, STARTING, UP, ZERO, FakeEngine, Gate, ScriptedProvider
 from tests.support.waiting import PATIENCE, SOON, until
@@ -597,14 +597,14 @@ class TestRespondAsync:
 
     @pytest.mark.parametrize("prefer", ["respond-async", "respond-async, wait=0", "respond-async, wait=9"])
     def test_an_available_function_is_served_though_nothing_was_known_of_it(self, prefer: str) -> None:
-        assert Bench(ScriptedProvider(UP)).hold(prefer=prefer).available
+        assert Bench(ScriptedProvider(UP), Clock()).hold(prefer=prefer).available
 
     @pytest.mark.parametrize("prefer", ["respond-async", "respond-async, wait=9"])
     def test_an_unknown_or_failed_function_is_told_as_such(self, prefer: str) -> None:
         with pytest.raises(FunctionNotFound):
-            Bench(ScriptedProvider(FunctionNotFound("hello"))).hold(prefer=prefer)
+            Bench(ScriptedProvider(FunctionNotFound("hello")), Clock()).hold(prefer=prefer)
         with pytest.raises(FunctionFailed):
-            Bench(ScriptedProvider(replace(STARTING, failure="crash loop"))).hold(prefer=prefer)
+            Bench(ScriptedProvider(replace(STARTING, failure="crash loop")), Clock()).hold(prefer=prefer)
 
     def test_with_wait_it_waits_so_long_before(self) -> None:
         gate, clock = Gate(), MovingClock()
@@ -688,7 +688,7 @@ class TestThePage:
             time.sleep(0.01)
             return UP
 
-        assert Bench(ScriptedProvider(slow), page_after=0).hold(environ=NAVIGATION).available
+        assert Bench(ScriptedProvider(slow), Clock(), page_after=0).hold(environ=NAVIGATION).available
 
     def test_a_function_whose_requests_may_not_wait_so_long_has_none(self) -> None:
         bench = Bench(Gate(), max_wait=0.1, page_after=0.2)

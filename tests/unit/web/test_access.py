@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scalezero_wsgi import Function
@@ -58,7 +58,6 @@ def test_what_is_no_rule_is_named_with_what_is_allowed(rule: object) -> None:
     assert str(caught.value).startswith(f"{rule!r} is not a rule; allowed are 'path=…', 'method=…'")
 
 
-@settings(deadline=None)
 @given(st.text(min_size=1).filter(str.strip), st.text())
 def test_any_pattern_makes_a_rule_that_takes_any_request(pattern: str, text: str) -> None:
     environ = {"PATH_INFO": text, "REQUEST_METHOD": text, "HTTP_USER_AGENT": text}

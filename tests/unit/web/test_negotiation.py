@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scalezero_wsgi.web.negotiation import Preferences, is_navigation, media_type, parse_prefer
@@ -95,7 +95,6 @@ def test_a_malformed_element_does_not_spoil_its_neighbours(broken: str) -> None:
     assert parse_prefer(f"wait=3, {broken}, respond-async") == Preferences(3.0, True)
 
 
-@settings(deadline=None)
 @given(
     st.text()
     | st.text(st.sampled_from(' ,;="\\wait0respond-async\t\xe9'))
@@ -110,7 +109,6 @@ def test_any_text_is_read_without_an_error(header: str) -> None:
     assert respond_async in (True, False)
 
 
-@settings(deadline=None)
 @given(
     st.integers(0, 999_999_999),
     st.booleans(),
@@ -174,7 +172,6 @@ def test_a_weight_counts_wherever_blanks_stand(accept: str, form: str) -> None:
     assert media_type({"HTTP_ACCEPT": accept}) == form
 
 
-@settings(deadline=None)
 @given(st.text() | st.text(st.sampled_from("texhml/*;, q=0.19\"'")))
 def test_any_accept_header_tells_a_form_that_we_have(accept: str) -> None:
     forms = {"application/problem+json", "application/json", "text/html", "text/plain"}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from wsgiref.validate import validator
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from werkzeug.datastructures import Headers
 from werkzeug.test import create_environ, run_wsgi_app
@@ -125,7 +125,6 @@ def test_the_media_type_is_the_one_the_client_prefers_and_text_else(accept: str,
     assert given.headers["Content-Type"] == media_type
 
 
-@settings(deadline=None)
 @given(
     st.text(st.characters(max_codepoint=255), max_size=40)
     | st.text("*/,;=.q01 texhmlpainjsoc\"'+", max_size=40)
@@ -191,7 +190,6 @@ def test_text_is_the_detail_alone(error: ScaleZeroError, detail: str) -> None:
     assert answer(error, accept="text/plain").body == f"{detail}\n"
 
 
-@settings(deadline=None)
 @given(st.floats(-10, 1e9))
 @example(0.0)
 @example(1.0)
@@ -208,7 +206,6 @@ def test_retry_after_is_a_whole_number_of_seconds_of_1_or_more_and_never_too_ear
         assert int(header) == max(1, math.ceil(left)) == given.members["retry_after"]
 
 
-@settings(deadline=None)
 @given(st.floats(-10, 1e6), st.floats(0, 1))
 @example(5.0, 0.0)
 @example(5.0, 1.0)

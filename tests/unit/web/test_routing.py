@@ -196,7 +196,6 @@ def test_a_route_of_ones_own_names_a_function_or_none_and_its_names_are_checked_
         assert (asked.status, asked.seen, asked.queries) == ("400 BAD REQUEST", None, 0)
 
 
-@settings(deadline=None)
 @given(ANY_TEXT, RULES)
 @example("a.b.c", "openfaas")
 @example("a..b", "openfaas")
@@ -215,7 +214,6 @@ def test_any_text_is_a_function_split_at_the_last_dot_or_an_invalid_name(text: s
         assert not dot or is_allowed_namespace(namespace, rule)
 
 
-@settings(deadline=None)
 @given(ANY_TEXT, ANY_TEXT, RULES)
 @example("a.b", "c.d", "openfaas")
 @example("a.b", "c_d", "openfaas")
@@ -322,7 +320,6 @@ def test_by_header_passes_a_request_without_the_header() -> None:
     assert by_header("X-Function")({"HTTP_X_FUNCTIONS": "hello"}) is None
 
 
-@settings(deadline=None)
 @given(ANY_TEXT)
 def test_any_header_and_any_host_is_a_function_or_an_invalid_name_or_none(text: str) -> None:
     names = Names()
@@ -337,7 +334,6 @@ def test_any_header_and_any_host_is_a_function_or_an_invalid_name_or_none(text: 
             assert not function.namespace or is_allowed_namespace(function.namespace, "dns")
 
 
-@settings(deadline=None)
 @given(NEAR_NAMES.map(str.strip).filter(bool), RULES)
 @example("hello.", "openfaas")
 @example(".dev", "openfaas")
