@@ -11,7 +11,7 @@ from ..model import ClientGone, Function, SettingError
 from ..servers.client import client_socket, reset_client
 from .body import Body, body_of
 from .errors import BrokenOff, ClientBodyError, ConnectionUnusable, FunctionError, Refused
-from .exchange import Exchange, Outgoing, Timeouts
+from .exchange import SLICE, Exchange, Outgoing, Timeouts
 from .parser import ResponseReader
 from .pool import Endpoint, Pool, endpoint_of
 from .request import check_method, framing_of, head_of
@@ -73,11 +73,11 @@ class FunctionProxy:
         self._endpoint = _template(endpoint) if isinstance(endpoint, str) else endpoint
         self._prefix, self._follows = prefix, prefix is None
         head_timeout = read_timeout if head_timeout is None else head_timeout
-        self._timeouts = Timeouts(head_timeout, read_timeout, body_timeout)
-        named = self._timeouts._asdict() | {"connect": connect_timeout}
-        for name, seconds in named.items():
+        named = {"head": head_timeout, "read": read_timeout, "body": body_timeout}
+        for name, seconds in {**named, "connect": connect_timeout}.items():
             if not seconds > 0:
                 raise SettingError(f"{name}_timeout must be more than 0 seconds, not {seconds!r}")
+        self._timeouts = Timeouts(**named, slice=min(SLICE, *named.values()))
         self._connect_patience = connect_patience
         self._trust = trust_forwarded
         self._pools = PerProcess(lambda: Pool(connect_timeout))
@@ -160,7 +160,7 @@ class FunctionProxy:
         if not prefix or not path.startswith(prefix):
             return ""
         named = path[len(prefix) :].partition("/")[0]
-        return prefix + named if named in (function.name, str(function)) else ""
+        return prefix + named if (named == function.name or named == str(function)) else ""
 
     def _send(self, call: _Call, endpoint: Endpoint, head: bytes, chunked: bool, upgrade: bool) -> bytes:
         """Send the request, and return what comes of the response's body along with its head.

@@ -38,11 +38,13 @@ class Timeouts(NamedTuple):
     :param head: for the response's head, once the request is sent.
     :param read: for the function to take more of the request, or to send more of the response's body.
     :param body: for the client to send more of its body.
+    :param slice: after how long the thread looks up, whatever it waits for.
     """
 
     head: float
     read: float
     body: float
+    slice: float = SLICE
 
 
 class Outgoing:
@@ -58,14 +60,14 @@ class Outgoing:
     __slots__ = ("_body", "_chunked", "_data", "any_sent")
 
     def __init__(self, head: bytes, body: Body | None = None, chunked: bool = False) -> None:
-        self._data = memoryview(head)
+        self._data: bytes | memoryview = head
         self._body = body
         self._chunked = chunked
         self.any_sent = False
         if body is not None:
             first = self._next_piece()
             if first:  # goes out along with the head
-                self._data = memoryview(head + first)
+                self._data = head + first
 
     def _next_piece(self) -> bytes:
         if self._body is None:
@@ -82,7 +84,7 @@ class Outgoing:
         :raises ClientBodyError: the body broke off.
         """
         if not self._data and self._body is not None:
-            self._data = memoryview(self._next_piece())
+            self._data = self._next_piece()
         return bool(self._data)
 
     @property
@@ -97,8 +99,9 @@ class Outgoing:
 
     def send(self, sock: socket.socket) -> None:
         """Send as much as goes at once; raises what ``socket.send`` does."""
-        self._data = self._data[sock.send(self._data) :]
+        size = sock.send(self._data)
         self.any_sent = True
+        self._data = b"" if size == len(self._data) else memoryview(self._data)[size:]
 
 
 class Exchange:
@@ -132,7 +135,7 @@ class Exchange:
         self._sending = True
         self._spoiled = False  # whether the function will not get the whole request
         self._deadline = 0.0
-        self._slice = min(SLICE, *timeouts)
+        self._slice = timeouts.slice
         self.reader = reader
 
     def begin(self) -> bytes:

@@ -33,6 +33,7 @@ _LENGTH_LINE = re.compile(rb"\r\ncontent-length:[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)"
 _CHUNKED_LINE = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked[ \t]*(?=\r\n)", re.IGNORECASE)
 
 _NO_BODY, _LENGTH, _CHUNKED, _CLOSE = range(4)
+_NOTHING: set[str] = set()
 
 
 class ResponseReader:
@@ -49,33 +50,27 @@ class ResponseReader:
     :ivar rest: what came behind a 101: the other protocol's bytes.
     """
 
-    __slots__ = (
-        "_body", "_connection", "_fields", "_framing", "_head", "_in_head", "_interim", "_left", "_method",
-        "_parser", "_quiet", "_upgrade", "complete", "error", "has_length", "headers", "reason", "rest",
-        "reusable", "status",
-    )  # fmt: skip
+    status = 0
+    reason = ""
+    has_length = False
+    complete = False
+    reusable = False
+    error: BadResponse | None = None
+    rest = b""
+    _head = b""
+    _in_head = True
+    _interim = 0
+    _quiet = 0  # bytes since the last piece of the body
+    _left = 0
+    _framing = _NO_BODY
 
     def __init__(self, method: str, upgrade: bool = False) -> None:
+        self.headers: list[tuple[str, str]] = []
         self._method = method
         self._upgrade = upgrade
-        self._head = b""
         self._fields: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
-        self._connection: list[str] = []
-        self._in_head = True
-        self._interim = 0
-        self._quiet = 0  # bytes since the last piece of the body
-        self._left = 0
-        self._framing = _NO_BODY
         self._parser = HttpResponseParser(self)
-        self.status = 0
-        self.reason = ""
-        self.headers: list[tuple[str, str]] = []
-        self.has_length = False
-        self.complete = False
-        self.error: BadResponse | None = None
-        self.reusable = False
-        self.rest = b""
 
     @property
     def begun(self) -> bool:
@@ -166,6 +161,8 @@ class ResponseReader:
             raise BadResponse(f"more than {MAX_FIELDS} header lines")
         self._in_head = False
         self._read_fields(status, minor == b"1")
+        if self._framing != _CHUNKED:
+            del self._parser  # which holds this reader, and would be left to the garbage collector
         self.status = status
         self.reason = reason.decode("latin-1").strip(" \t") if reason else ""
 
@@ -190,7 +187,7 @@ class ResponseReader:
             raise BadResponse("a switch of protocols that names none")
 
     def _read_fields(self, status: int, http_1_1: bool) -> None:
-        codings, length = [], None
+        codings, length, connection = [], None, ""
         headers = self.headers
         for name, value in self._fields:
             known, lower, passes = _field(name)
@@ -199,17 +196,14 @@ class ResponseReader:
                 if lower == "content-length":
                     length = int(value)  # llhttp took it: digits, and less than 2 ** 64
             elif lower == "connection":
-                self._connection += [
-                    token.strip(" \t").lower() for token in value.decode("latin-1").split(",")
-                ]
+                connection += "," + value.decode("latin-1").lower()
             elif lower == "transfer-encoding":
                 codings.append(value.strip(b" \t").lower())
-        connection = self._connection
-        self.reusable = "close" not in connection and (http_1_1 or "keep-alive" in connection)
-        if connection:
-            named = {name for name in connection if name not in ("close", "keep-alive", "content-length")}
-            if named:
-                self.headers = [field for field in headers if field[0].lower() not in named]
+        tokens = {token.strip(" \t") for token in connection.split(",")} if connection else _NOTHING
+        self.reusable = "close" not in tokens and (http_1_1 or "keep-alive" in tokens)
+        if tokens:
+            tokens -= {"content-length"}
+            self.headers = [field for field in headers if field[0].lower() not in tokens]
         if codings and (codings != [b"chunked"] or not http_1_1):
             # RFC 9112 sections 6.1 and 7.4
             raise BadResponse("a transfer coding that nobody asked for")
@@ -245,6 +239,8 @@ class ResponseReader:
             self.reusable = False
             if not self.complete:
                 self.error = BadResponse(f"the response is incomplete: a chunk is not valid: {error}")
+        if self.complete:
+            del self._parser
         if not body:
             self._quiet += len(data)
             if self._quiet > MAX_HEAD and not self.complete:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -95,7 +94,8 @@ class Connection:
 
 
 class Pool:
-    """The connections of one process. Safe for threads.
+    """The connections of one process. Safe for threads, without a lock: what is done to a dict or a deque is
+    atomic, and a connection that gets lost between two threads is closed.
 
     :param connect_timeout: seconds for one attempt to connect.
     """
@@ -103,62 +103,61 @@ class Pool:
     def __init__(self, connect_timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._connect_timeout = connect_timeout
         self._clock = clock
-        self._lock = threading.Lock()
         self._idle: dict[Origin, deque[Connection]] = {}
         self._next_sweep = 0.0
         self._tls: ssl.SSLContext | None = None
 
     def take(self, origin: Origin) -> Connection | None:
         """Return an idle connection that is still open, the one used last; ``None`` if there is none."""
-        while True:
-            with self._lock:
-                idle = self._idle.get(origin)
-                if not idle:
-                    return None
+        idle = self._idle.get(origin)
+        while idle:
+            try:
                 connection = idle.pop()
-            if self._may_serve(connection) and connection.is_open():
+            except IndexError:  # another thread was faster
+                break
+            if self._may_serve(connection, self._clock()) and connection.is_open():
                 connection.reused = True
                 return connection
             connection.close()
+        return None
 
     def give_back(self, connection: Connection) -> None:
         """Keep a connection for the next request, whose answer was read to its end."""
         now = self._clock()
         connection.idle_since = now
-        surplus: list[Connection] = []
         try:
             connection.sock.settimeout(0.0)  # is_open() must not block
         except OSError:
             connection.close()
             return
-        with self._lock:
-            idle = self._idle.get(connection.origin)
-            if idle is None:
-                while len(self._idle) >= NUM_ORIGINS:
-                    surplus += self._idle.pop(next(iter(self._idle)))
-                idle = self._idle[connection.origin] = deque()
-            idle.append(connection)
-            if len(idle) > POOL_SIZE:
-                surplus.append(idle.popleft())
-            if now >= self._next_sweep:
-                self._next_sweep = now + 1.0
-                surplus += self._sweep()
-        for each in surplus:
-            each.close()
+        idle = self._idle.get(connection.origin)
+        if idle is None:
+            idle = self._idle.setdefault(connection.origin, deque())
+        idle.append(connection)
+        if len(idle) > POOL_SIZE or len(self._idle) > NUM_ORIGINS or now >= self._next_sweep:
+            self._next_sweep = now + 1.0
+            self._sweep(now)
 
-    def _may_serve(self, connection: Connection) -> bool:
-        now = self._clock()
+    @staticmethod
+    def _may_serve(connection: Connection, now: float) -> bool:
         return now <= connection.idle_since + MAX_IDLE and now <= connection.born + MAX_AGE
 
-    def _sweep(self) -> list[Connection]:
-        """Take out what has been idle for too long."""
-        old: list[Connection] = []
-        for origin, idle in list(self._idle.items()):
-            while idle and not self._may_serve(idle[0]):
-                old.append(idle.popleft())
+    def _sweep(self, now: float) -> None:
+        """Close what has been idle for too long, and what is too much."""
+        origins = list(self._idle.items())
+        for number, (origin, idle) in enumerate(origins):
+            keep = POOL_SIZE if len(origins) - number <= NUM_ORIGINS else 0
+            while idle:
+                try:
+                    oldest = idle.popleft()
+                except IndexError:  # another thread was faster
+                    break
+                if len(idle) < keep and self._may_serve(oldest, now):
+                    idle.appendleft(oldest)
+                    break
+                oldest.close()
             if not idle:
-                del self._idle[origin]
-        return old
+                self._idle.pop(origin, None)
 
     def connect(self, origin: Origin, patience: float) -> Connection:
         """Open a new connection.
@@ -203,8 +202,7 @@ class Pool:
     @property
     def idle(self) -> dict[Origin, int]:
         """How many connections are kept for each origin."""
-        with self._lock:
-            return {origin: len(idle) for origin, idle in self._idle.items()}
+        return {origin: len(idle) for origin, idle in list(self._idle.items())}
 
 
 def wait(seconds: float, *wanted: tuple[int, int]) -> dict[int, int]:

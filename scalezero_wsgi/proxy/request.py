@@ -25,6 +25,7 @@ _JOINED_COOKIES = re.compile(r"[ \t]*,[ \t]*(?=[!#$%&'*+.^_`|~0-9A-Za-z-]+=)")
 
 _NO_TUNNELS = frozenset({"CONNECT", "TRACE"})
 _ALLOWED = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+_USUAL = frozenset(_ALLOWED.split(", "))
 _OURS = frozenset({"host", "content-type", "content-length", "forwarded", "cookie"})
 _MAX_LENGTH_DIGITS = 18
 
@@ -44,6 +45,9 @@ class Framing(NamedTuple):
     length: int | None
 
 
+_NO_BODY = Framing("", False, 0)
+
+
 def head_of(
     environ: WSGIEnvironment, endpoint: Endpoint, stripped: str, framing: Framing, upgrade: bool, trust: bool
 ) -> bytes:
@@ -60,12 +64,11 @@ def head_of(
     ]
     connection = environ.get("HTTP_CONNECTION")
     dropped = _NOBODY if connection is None else _listed(connection)
-    for key in environ:
+    for key, value in environ.items():
         if key.startswith("HTTP_"):
             name = _field_name(key)
-            if name is None or (dropped and name.lower() in dropped):
-                continue
-            lines.append(f"{name}: {environ[key]}")
+            if name is not None and not (dropped and name.lower() in dropped):
+                lines.append(f"{name}: {value}")
     cookie = environ.get("HTTP_COOKIE")
     if cookie is not None and "cookie" not in dropped:
         # Servers join the lines of a header by commas, which no cookie may have: RFC 6265 section 4.1.1.
@@ -77,7 +80,8 @@ def head_of(
     if upgrade:
         lines += ["Connection: Upgrade", "Upgrade: websocket"]
     _add_forwarded(lines, environ, stripped, trust)
-    if _CONTROLS.search("".join(lines)):
+    text = "".join(lines)
+    if not (text.isascii() and text.isprintable()) and _CONTROLS.search(text):
         raise Refused("400 BAD REQUEST", "A header holds a control character.")
     try:
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
@@ -111,7 +115,7 @@ def _add_forwarded(lines: list[str], environ: WSGIEnvironment, stripped: str, tr
     scheme: str = environ["wsgi.url_scheme"]
     prefix = environ.get("SCRIPT_NAME", "") + stripped
     if prefix:
-        prefix = quote(prefix, _PCHAR, "latin-1")
+        prefix = _quoted(prefix)
     element = f"for={_node(address)};proto={scheme}"
     if host:
         element += ';host="' + host.replace("\\", "\\\\").replace('"', '\\"') + '"'
@@ -133,6 +137,11 @@ def _add_forwarded(lines: list[str], environ: WSGIEnvironment, stripped: str, tr
         lines.append(f"X-Forwarded-Host: {host}")
     if prefix:
         lines.append(f"X-Forwarded-Prefix: {prefix}")
+
+
+@lru_cache(maxsize=1024)
+def _quoted(path: str) -> str:
+    return quote(path, _PCHAR, "latin-1", "replace")
 
 
 @lru_cache(maxsize=1024)
@@ -185,7 +194,7 @@ def _path_as_sent(environ: WSGIEnvironment, stripped: str) -> str:
                 continue
             if rest.startswith("/"):
                 return rest
-    return quote(path[len(stripped) :], safe=_PCHAR, encoding="latin-1", errors="replace") or "/"
+    return _quoted(path[len(stripped) :]) or "/"
 
 
 # The framing
@@ -196,6 +205,8 @@ def check_method(method: str) -> None:
 
     :raises Refused: it cannot.
     """
+    if method in _USUAL:
+        return
     if method in _NO_TUNNELS:
         raise Refused("405 METHOD NOT ALLOWED", f"{method} is not passed on.", [("Allow", _ALLOWED)])
     if not _TOKEN.fullmatch(method):
@@ -207,14 +218,16 @@ def framing_of(environ: WSGIEnvironment) -> Framing:
 
     :raises Refused: nobody can tell.
     """
-    coding = environ.get("HTTP_TRANSFER_ENCODING", "").strip().lower()
+    coding = environ.get("HTTP_TRANSFER_ENCODING")
+    if coding is not None:
+        coding = coding.strip().lower()
     if coding == "chunked" and environ.get("wsgi.input_terminated"):
         return Framing("Transfer-Encoding: chunked", True, None)
     if coding:  # without wsgi.input_terminated nobody can tell where a chunked body ends
         raise Refused("411 LENGTH REQUIRED", "The request needs a Content-Length.")
     length = environ.get("CONTENT_LENGTH") or ""
     if not length:
-        return Framing("", False, 0)
+        return _NO_BODY
     if not (length.isascii() and length.isdecimal()):
         raise Refused("400 BAD REQUEST", "The Content-Length is not a number.")
     if len(length) > _MAX_LENGTH_DIGITS:
