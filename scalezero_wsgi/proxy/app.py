@@ -15,7 +15,7 @@ from .exchange import SLICE, Exchange, Outgoing, Timeouts
 from .parser import ResponseReader
 from .pool import Endpoint, Pool, endpoint_of
 from .request import check_method, framing_of, head_of
-from .upgrade import Tunnel, asks_for_websocket
+from .upgrade import UPGRADED, Tunnel, asks_for_websocket
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -138,8 +138,9 @@ class FunctionProxy:
         first = self._send(call, endpoint, head, framing.length is None, upgrade)
         exchange: Exchange = call.exchange  # type: ignore[assignment]  # _send() made it
         reader = exchange.reader
-        write = start_response(f"{reader.status} {reader.reason}", reader.headers)
-        if reader.status == 101:
+        headers = [*UPGRADED, *reader.headers] if reader.status == 101 else reader.headers
+        write = start_response(f"{reader.status} {reader.reason}", headers)
+        if upgrade and reader.status == 101:
             write(b"")  # the server sends its head
             return Tunnel(client_socket(environ), exchange.detach(), reader.rest)
         if reader.complete:

@@ -197,10 +197,10 @@ class Exchange:
         else:
             connection.close()
 
-    def detach(self) -> socket.socket:
-        """Hand the socket out, for a tunnel; ``close()`` does nothing any more."""
-        self._connection = None
-        return self._sock
+    def detach(self) -> Connection:
+        """Hand the connection out, for a tunnel; ``close()`` does nothing any more."""
+        connection, self._connection = self._connection, None
+        return connection  # type: ignore[return-value]  # nobody has closed it yet
 
     def _receive(self) -> bytes:
         """Return what comes next, ``b""`` at the end; send meanwhile what is still to be sent."""

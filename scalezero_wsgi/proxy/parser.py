@@ -199,6 +199,8 @@ class ResponseReader:
                 connection += "," + value.decode("latin-1").lower()
             elif lower == "transfer-encoding":
                 codings.append(value.strip(b" \t").lower())
+            elif status == 101 and lower == "upgrade" and value.strip(b" \t").lower() != b"websocket":
+                raise BadResponse("a switch to another protocol than the one asked for")
         tokens = {token.strip(" \t") for token in connection.split(",")} if connection else _NOTHING
         self.reusable = "close" not in tokens and (http_1_1 or "keep-alive" in tokens)
         if tokens:

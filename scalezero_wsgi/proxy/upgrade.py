@@ -10,12 +10,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..servers.server import this_server
-from .pool import wait
+from .pool import Connection, wait
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 PIECE = 64 * 1024  # bytes; the most that is held in each direction
+UPGRADED = [("Upgrade", "websocket"), ("Connection", "Upgrade")]
+"""Headers of a 101. PEP 3333 leaves them to the server, and gunicorn sends them if it is told to."""
+
 SLICE = 0.5  # seconds between two looks whether the worker is to stop
 
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -37,13 +40,14 @@ class Tunnel:
     and the server finds its client gone.
 
     :param client: the socket that the server handed out; the head of the 101 has been sent.
-    :param function: the socket to the function.
+    :param connection: to the function; it is kept here, or it would be closed.
     :param first: what came from the function behind its 101.
     """
 
-    def __init__(self, client: socket.socket, function: socket.socket, first: bytes) -> None:
+    def __init__(self, client: socket.socket, connection: Connection, first: bytes) -> None:
         self._client = client
-        self._function = function
+        self._connection = connection
+        self._function = function = connection.sock
         self._down = _Direction(function, client, first)
         self._up = _Direction(client, function, b"")
 

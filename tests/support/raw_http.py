@@ -68,11 +68,17 @@ class Wire:
         return line.rstrip(b"\r")
 
     def exactly(self, size: int) -> bytes | None:
-        while len(self.held) < size:
+        pieces, length = [self.held], len(self.held)
+        while length < size:
+            self.held = b""
             if not self.more():
+                self.held = b"".join(pieces)
                 return None
-        data, self.held = self.held[:size], self.held[size:]
-        return data
+            pieces.append(self.held)
+            length += len(self.held)
+        whole = b"".join(pieces)
+        self.held = whole[size:]
+        return whole[:size]
 
     def head(self) -> Message | None:
         message = Message()
