@@ -73,7 +73,7 @@ class FunctionProxy:
         self._endpoint = _template(endpoint) if isinstance(endpoint, str) else endpoint
         self._prefix, self._follows = prefix, prefix is None
         head_timeout = read_timeout if head_timeout is None else head_timeout
-        named = {"head": head_timeout, "read": read_timeout, "body": body_timeout}
+        named = {"read": read_timeout, "head": head_timeout, "body": body_timeout}
         for name, seconds in {**named, "connect": connect_timeout}.items():
             if not seconds > 0:
                 raise SettingError(f"{name}_timeout must be more than 0 seconds, not {seconds!r}")

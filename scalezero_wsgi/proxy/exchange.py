@@ -165,6 +165,7 @@ class Exchange:
             body = reader.feed(data)
             if reader.status:
                 return body
+            self._check()  # it may send byte by byte, or one 1xx after another
 
     def next_piece(self) -> bytes:
         """Return the next piece of the response's body; ``b""`` at its end.

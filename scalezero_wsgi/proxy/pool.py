@@ -6,6 +6,7 @@ import select
 import socket
 import ssl
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
@@ -90,7 +91,7 @@ class Connection:
         """Close it; harmless twice."""
         self.sock.close()
 
-    __del__ = close  # of a proxy that is not used any more
+    __del__ = close  # of a response that nobody has closed
 
 
 class Pool:
@@ -104,6 +105,7 @@ class Pool:
         self._connect_timeout = connect_timeout
         self._clock = clock
         self._idle: dict[Origin, deque[Connection]] = {}
+        weakref.finalize(self, _close_all, self._idle).atexit = False
         self._next_sweep = 0.0
         self._tls: ssl.SSLContext | None = None
 
@@ -203,6 +205,12 @@ class Pool:
     def idle(self) -> dict[Origin, int]:
         """How many connections are kept for each origin."""
         return {origin: len(idle) for origin, idle in list(self._idle.items())}
+
+
+def _close_all(idle: dict[Origin, deque[Connection]]) -> None:
+    for connections in idle.values():
+        for connection in connections:
+            connection.close()
 
 
 def wait(seconds: float, *wanted: tuple[int, int]) -> dict[int, int]:
