@@ -6,10 +6,9 @@ import contextlib
 import select
 import socket
 import ssl
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..servers.server import this_server
+from ..servers.server import Server, this_server
 from .pool import Connection, wait
 
 if TYPE_CHECKING:
@@ -56,19 +55,19 @@ class Tunnel:
 
     def __next__(self) -> bytes:
         try:
-            self._run(this_server().stopping, this_server().keep_alive)
+            self._run(this_server())
         finally:
             self.close()
         raise StopIteration
 
-    def _run(self, stopping: Callable[[], bool], keep_alive: Callable[[], object]) -> None:
+    def _run(self, server: Server) -> None:
         client, function = self._client, self._function
         for sock in (client, function):
             sock.settimeout(0.0)
             with contextlib.suppress(OSError):  # a Unix socket has no peers that vanish
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         with contextlib.suppress(OSError):  # a reset is an end as well
-            while not stopping():
+            while not server.stopping():
                 moved = self._down.move() | self._up.move()
                 if self._down.has_ended or self._up.has_ended:
                     return
@@ -78,7 +77,7 @@ class Tunnel:
                         (client.fileno(), self._up.reads | self._down.writes),
                         (function.fileno(), self._down.reads | self._up.writes),
                     )
-                keep_alive()
+                server.keep_alive()
 
     def close(self) -> None:
         """Close both sides; harmless twice."""

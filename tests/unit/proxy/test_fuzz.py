@@ -135,7 +135,7 @@ def answer_of(app: Any, environ: dict[str, Any], linter: Any) -> str:
     except ConnectionResetError:
         return "broken off"
     finally:
-        if hasattr(result, "close"):
+        if result is not None and hasattr(result, "close"):
             result.close()
     return statuses[-1]
 
