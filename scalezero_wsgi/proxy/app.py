@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .._lib.per_process import PerProcess
 from ..model import ClientGone, Function, SettingError
 from ..servers.client import client_socket, reset_client
-from .body import Body, body_of
+from .body import Body, PumpedBody, body_of
 from .errors import BrokenOff, ClientBodyError, ConnectionUnusable, FunctionError, Refused
 from .exchange import SLICE, Exchange, Outgoing, Timeouts
 from .parser import ResponseReader
@@ -143,7 +143,7 @@ class FunctionProxy:
         if upgrade and reader.status == 101:
             write(b"")  # the server sends its head
             return Tunnel(client_socket(environ), exchange.detach(), reader.rest)
-        if reader.complete:
+        if reader.complete and not isinstance(call.body, PumpedBody):
             call.close()
             return [first] if first else []
         if not first and reader.status < 500:  # the middleware may hold an error's head back

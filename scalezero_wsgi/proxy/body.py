@@ -15,7 +15,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from ..servers.client import bytes_at_hand, client_socket
+from ..servers.client import bytes_at_hand, client_descriptor
 from .errors import ClientBodyError, Refused
 
 if TYPE_CHECKING:
@@ -50,8 +50,10 @@ def body_of(environ: WSGIEnvironment, length: int | None) -> Body:
     :param length: bytes; ``None`` if ``wsgi.input`` itself knows where it ends.
     """
     stream = environ["wsgi.input"]
-    # waitress has read the whole body before it calls an app.
-    if isinstance(stream, io.BytesIO) or "waitress.client_disconnected" in environ:
+    # waitress has read the whole body before it calls an app. A connection of HTTP/2 serves other requests as
+    # well, and one thread alone may read it: there nothing can be answered before the body has come.
+    shared = not environ.get("SERVER_PROTOCOL", "HTTP/1.1").startswith("HTTP/1")
+    if isinstance(stream, io.BytesIO) or "waitress.client_disconnected" in environ or shared:
         return ArrivedBody(stream, length)
     if length is not None and length <= PIECE and bytes_at_hand(environ) >= length:
         return ArrivedBody(stream, length)
@@ -107,7 +109,7 @@ class PumpedBody:
 
     def __init__(self, environ: WSGIEnvironment, length: int | None) -> None:
         self._reader = _Reader(environ["wsgi.input"], length)
-        self._client = client_socket(environ)
+        self._client = client_descriptor(environ)
         self._pieces: queue.Queue[bytes | ClientBodyError | None] = queue.Queue(2)
         self._thread: threading.Thread | None = None
         self._stopped = False
@@ -174,10 +176,10 @@ class PumpedBody:
         self._signal.close()
 
 
-def _end_of_input(client: socket.socket) -> None:
+def _end_of_input(client: int) -> None:
     """Let reading from a client end at once.
 
     By a second descriptor, since ``SSLSocket.shutdown`` would drop TLS for what is still to be sent.
     """
-    with contextlib.suppress(OSError, ValueError), socket.socket(fileno=os.dup(client.fileno())) as twin:
+    with contextlib.suppress(OSError, ValueError), socket.socket(fileno=os.dup(client)) as twin:
         twin.shutdown(socket.SHUT_RD)

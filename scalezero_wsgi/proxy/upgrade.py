@@ -28,6 +28,8 @@ def asks_for_websocket(environ: WSGIEnvironment) -> bool:
     upgrade = environ.get("HTTP_UPGRADE")
     if upgrade is None or upgrade.strip().lower() != "websocket" or environ["REQUEST_METHOD"] != "GET":
         return False
+    if environ.get("SERVER_PROTOCOL") != "HTTP/1.1":  # others have no Upgrade: RFC 9110 section 7.8
+        return False
     connection = environ.get("HTTP_CONNECTION", "").lower().split(",")
     return any(token.strip() == "upgrade" for token in connection)
 

@@ -66,6 +66,18 @@ def client_socket(environ: WSGIEnvironment) -> Any:
     return sock
 
 
+def client_descriptor(environ: WSGIEnvironment) -> int | None:
+    """Return the descriptor of the connection to the client; ``None`` where the server does not tell it.
+
+    To be called in the thread that serves the request.
+    """
+    uwsgi: Any = sys.modules.get("uwsgi")  # there only inside uWSGI
+    if uwsgi is not None:
+        return int(uwsgi.connection_fd())
+    sock = client_socket(environ)
+    return None if sock is None else int(sock.fileno())
+
+
 def bytes_at_hand(environ: WSGIEnvironment) -> int:
     """Return how many bytes of the request's body gunicorn can hand out without waiting for the client.
 

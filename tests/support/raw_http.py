@@ -171,9 +171,9 @@ class RawFunction:
                 threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 
     def _serve(self, sock: socket.socket) -> None:
-        sock.settimeout(6 * PATIENCE)
         wire = Wire(sock)
         try:
+            sock.settimeout(6 * PATIENCE)
             while request := wire.head():
                 if self.read_body:
                     wire.body(request, until_close=False)
