@@ -218,8 +218,10 @@ def test_a_connection_that_was_closed_meanwhile_costs_no_request(front: Front) -
     front.function.behaviour = says(GOOD, "close")
     body = b"POST /function/hello HTTP/1.1\r\nHost: front\r\nContent-Length: 5\r\n\r\nhello"
     for _ in range(20):
+        front.function.closed.clear()
         response = ask(front.address, body)
         assert (response.status, response.body) == (200, b"ok")
+        assert waits(front.function.closed)
 
 
 # Broken answers, as a client of each kind sees them
