@@ -127,6 +127,8 @@ class ScaleZeroMiddleware:
         # Every path begins with the empty prefix: a custom route runs for each request.
         self._prefix = settings.route if isinstance(settings.route, str) else ""
         self._cut = len(self._prefix)
+        if hasattr(app, "follow_route"):  # a FunctionProxy, which takes the prefix off the path
+            app.follow_route(self._prefix)
         self._segments: Bounded[str, FunctionState] = Bounded(settings.cache_size)
         # With rules about requests each has to be looked at: the short way is closed then.
         self._known = _nothing if settings.no_wake else self._segments.get

@@ -1,4 +1,4 @@
-"""Notice that a client disconnects while its request waits.
+"""The client of a request: notice that it disconnects, find its socket, and see what it has sent.
 
 ``recv(MSG_PEEK)`` does not work here: it misses a reset behind an unread body, and blocks on gevent's
 sockets. A client that has sent more data, such as the next request, is still connected.
@@ -6,14 +6,22 @@ sockets. A client that has sent more data, such as the next request, is still co
 
 from __future__ import annotations
 
+import contextlib
+import os
 import select
 import socket
+import ssl
+import struct
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..model import ClientGone, WorkerStopping
 from .server import cheroot_thread, this_server
+
+if sys.platform != "win32":
+    import fcntl
+    import termios
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -33,21 +41,58 @@ def client_disconnected(environ: WSGIEnvironment) -> Callable[[], bool] | None:
     if uwsgi is not None:
         descriptor: int = uwsgi.connection_fd()
         return lambda: _hung_up(descriptor)
-    sock: Any = None
-    for key in ("gunicorn.socket", "gunicorn.sock", "werkzeug.socket"):
-        sock = sock or environ.get(key)
-    if sock is None:
-        # waitress.client_disconnected notices nothing unless channel_request_lookahead is set, which is not
-        # the default. But it is a method of the channel, which has the socket.
-        channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
-        sock = getattr(channel, "socket", None)
-    if sock is None and "cheroot" in sys.modules:
-        sock = getattr(getattr(cheroot_thread(), "conn", None), "socket", None)
+    sock = client_socket(environ)
     if sock is None:
         return None
     if sock.family == socket.AF_UNIX:
         return lambda: _hung_up(sock.fileno())
     return lambda: _not_established(sock)
+
+
+def client_socket(environ: WSGIEnvironment) -> Any:
+    """Return the socket to the client; ``None`` where the server does not tell it.
+
+    To be called in the thread that serves the request.
+    """
+    for key in ("gunicorn.socket", "gunicorn.sock", "werkzeug.socket"):
+        if environ.get(key) is not None:
+            return environ[key]
+    # waitress.client_disconnected notices nothing unless channel_request_lookahead is set, which is not
+    # the default. But it is a method of the channel, which has the socket.
+    channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
+    sock = getattr(channel, "socket", None)
+    if sock is None and "cheroot" in sys.modules:
+        sock = getattr(getattr(cheroot_thread(), "conn", None), "socket", None)
+    return sock
+
+
+def client_descriptor(environ: WSGIEnvironment) -> int | None:
+    """Return the descriptor of the connection to the client; ``None`` where the server does not tell it.
+
+    To be called in the thread that serves the request.
+    """
+    uwsgi: Any = sys.modules.get("uwsgi")  # there only inside uWSGI
+    if uwsgi is not None:
+        return int(uwsgi.connection_fd())
+    sock = client_socket(environ)
+    return None if sock is None else int(sock.fileno())
+
+
+def bytes_at_hand(environ: WSGIEnvironment) -> int:
+    """Return how many bytes of the request's body gunicorn can hand out without waiting for the client.
+
+    Zero under other servers, and where a future gunicorn is built otherwise: nobody is to rely on more.
+    """
+    sock = environ.get("gunicorn.socket")
+    reader = getattr(environ["wsgi.input"], "reader", None)
+    held = getattr(getattr(reader, "unreader", None), "buf", None)  # what was read along with the head
+    if sock is None or held is None or isinstance(sock, ssl.SSLSocket):
+        return 0
+    try:
+        (in_kernel,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))
+        return len(held.getvalue()) + int(in_kernel)
+    except (OSError, ValueError, AttributeError):
+        return 0
 
 
 def _not_established(sock: Any) -> bool:
@@ -92,3 +137,17 @@ def wait_check(environ: WSGIEnvironment) -> Callable[[], None]:
             raise ClientGone
 
     return check
+
+
+def reset_client(environ: WSGIEnvironment) -> None:
+    """Break the connection to the client off with a reset, where the server tells its socket.
+
+    For an answer that an orderly end would make look complete. The server still closes the socket: so its
+    descriptor is given another one, which is not connected.
+    """
+    client = client_socket(environ)
+    if client is None:
+        return
+    with contextlib.suppress(OSError, ValueError), socket.socket() as spare:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        os.dup2(spare.fileno(), client.fileno(), inheritable=False)

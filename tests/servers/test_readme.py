@@ -190,5 +190,5 @@ def test_the_role_is_the_one_that_the_tests_run_with() -> None:
 def test_the_install_commands_name_extras_that_exist() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     named = set(re.findall(r"'\.\[(\w+)\]'", README))
-    assert named == {"redis", "serve", "test"}
+    assert named == {"proxy", "redis", "serve", "test"}
     assert named <= extras.keys()

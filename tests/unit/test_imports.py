@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pages": {"_lib", "model"},
     "web": {"_lib", "model", "events", "servers", "activation", "pages"},
     "settings": {"_lib", "model", "events", "coordination", "activation", "web"},
-    "proxy": {"_lib", "model"},
+    "proxy": {"_lib", "model", "servers"},
     "integrations": {"servers"},
 }
 """The rooms, and the modules beside them, each with those below it. What is not named here stands at the top
