@@ -23,7 +23,7 @@ from scalezero_wsgi.providers import KubernetesProvider, answer
 LIMIT = 2**20
 """Bytes of an answer in these tests; 16 MiB would take as many times longer."""
 
-MANY = 48
+MANY = 24
 """How many times the limit is sent: what is held whole is far above the noise."""
 
 PIECE = b" " * 2**16
@@ -126,7 +126,7 @@ def ask(kube: KubernetesProvider) -> None:
 
 
 def watch(kube: KubernetesProvider) -> None:
-    assert kube.wait_for_change("hello", "", SEEN, 0.3) == SEEN
+    assert kube.wait_for_change("hello", "", SEEN, 0.15) == SEEN
 
 
 @pytest.mark.parametrize("status", ["200 OK", "401 Unauthorized", "403 Forbidden", "500 Oops"])
@@ -221,7 +221,7 @@ def test_an_answer_that_drips_ends_in_time(
         return send(request) if call is ask or b"watch=true" in request else [OK]
 
     with api_server(answer) as url:
-        kube = provider(url, timeout=0.3)
+        kube = provider(url, timeout=0.15)
         begun = time.monotonic()
         if call is ask:
             with pytest.raises(ProviderError, match=r"in time|ReadTimeout|ReadError"):
@@ -237,5 +237,5 @@ def test_interim_answers_without_end_are_not_waited_for(provider: Callable[..., 
     with api_server(lambda _: flood) as url:
         begun = time.monotonic()
         with pytest.raises(ProviderError, match=r"in time|longer than"):
-            ask(provider(url, timeout=0.3))
+            ask(provider(url, timeout=0.15))
         assert time.monotonic() - begun < 2.5
