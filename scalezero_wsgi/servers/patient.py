@@ -8,9 +8,8 @@ told 408, too long a head 431.
 The rest of a long body, and the answer, need the app's thread. :class:`ClientSocket` gives up a client that
 is too slow there, and is the place where a thread that waits for its client can give its slot back.
 
-It stands on ``enqueue_req``, ``handle_request``, ``murder_keepalived``, ``poller`` and ``nr_conns`` of
-gunicorn 23 to 27, and on the buffer of its parser's ``unreader``. TLS, which gunicorn begins in a thread,
-is left to gunicorn.
+It stands on the methods that it overrides, on ``poller`` and ``nr_conns``, and on the buffer of the parser's
+``unreader``, in gunicorn 23 to 27. TLS, which gunicorn begins in a thread, is left to gunicorn.
 """
 
 from __future__ import annotations
@@ -204,6 +203,10 @@ class PatientWorker(ThreadWorker):
         for sock, until in list(self._leaving.items()):
             if now >= until:
                 self._left(sock)
+
+    def wait_for_and_dispatch_events(self, timeout: float | None) -> None:
+        """Wait for a second at most: gunicorn 24 to 26 would wait for all of the graceful time-out."""
+        super().wait_for_and_dispatch_events(1.0 if timeout is None else min(timeout, 1.0))
 
     # -- requests that come in
 
