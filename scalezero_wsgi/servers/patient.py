@@ -30,7 +30,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.gthread import TConn, ThreadWorker
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -170,6 +170,17 @@ class PatientWorker(ThreadWorker):
         self._next_sweep = 0.0
 
     # -- what gunicorn calls
+
+    def accept(self, *where: Any) -> None:
+        """Accept a connection; in the main thread. gunicorn 23 would let it be silent for ever."""
+        *address, listener = where
+        if not address:
+            super().accept(listener)
+            return
+        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+            sock, client = listener.accept()
+            self.nr_conns += 1
+            self.enqueue_req(TConn(self.cfg, sock, client, address[0]))
 
     def enqueue_req(self, conn: Any) -> None:
         """Await the next request of a connection; in the main thread."""
