@@ -64,8 +64,8 @@ class ClientSocket(socket.socket):
     """Entered where a thread waits for its client, left when it goes on. The thread pool may set another one,
     so that a thread which waits does not count."""
 
-    body_timeout = 30.0
-    """Seconds without a byte of a body."""
+    body_timeout = 90.0
+    """Seconds without a byte of a body. More than ``FunctionProxy`` has, which knows how to answer then."""
 
     answer_timeout = 60.0
     """Seconds in which the client takes nothing of its answer."""
@@ -162,6 +162,9 @@ class PatientWorker(ThreadWorker):
 
     head_timeout = 10.0
     """Seconds for the whole of a head."""
+
+    body_timeout = 30.0
+    """Seconds without a byte of a body's beginning."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -262,7 +265,7 @@ class PatientWorker(ThreadWorker):
     def _patience(self, conn: Any, arrival: Arrival) -> float:
         if not self.alive:
             return LINGER if _buffer(conn).tell() else 0.0
-        return self.head_timeout if arrival.needed is None else ClientSocket.body_timeout
+        return self.head_timeout if arrival.needed is None else self.body_timeout
 
     def _give_up(self, conn: Any) -> None:
         if _buffer(conn).tell():

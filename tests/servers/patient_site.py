@@ -9,7 +9,7 @@ from scalezero_wsgi.servers import patient
 
 
 class QuickWorker(patient.PatientWorker):
-    head_timeout = 1.0
+    head_timeout = body_timeout = 1.0
 
 
 patient.ClientSocket.body_timeout = 1.0

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from scalezero_wsgi.cli import main, only_this_host
+from scalezero_wsgi.cli import main
+from scalezero_wsgi.servers.address import only_this_host
 from tests.servers.harness import ROOT, Server, free_port, serving
 from tests.support.waiting import until
 
