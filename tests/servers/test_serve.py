@@ -14,6 +14,7 @@ from pathlib import Path
 from socket import AF_UNIX
 
 import pytest
+import requests
 
 from scalezero_wsgi.cli import _parser, main
 from scalezero_wsgi.providers.process import ProcessFunction, ProcessProvider, Ready
@@ -414,3 +415,25 @@ def test_without_gunicorn_the_extra_is_named() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
     assert "scalezero_wsgi[serve]" in done.stderr
+
+
+@pytest.mark.soak
+def test_what_a_post_gets_after_somebody_else_has_stopped_the_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the README says; in one worker, for another one may not have looked at the function yet."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with serve(tmp_path, "--workers", "1") as server:
+
+        def post() -> int:
+            url = server.url + "/function/echo"
+            return requests.post(url, data=b"x", headers={"Connection": "close"}, timeout=30).status_code
+
+        assert post() == 200
+        main(["stop", "echo"])
+        assert [post(), post()] == [502, 200]
+        main(["stop", "echo"])
+        assert server.get("/function/echo").status_code == 200
+        main(["stop", "echo"])
+        time.sleep(5.5)  # cache_expiry and stale_for
+        assert post() == 200
