@@ -52,8 +52,7 @@ _SWEEP_EVERY = 0.25
 _SHORTEST_CHUNKED_BODY = len(b"0\r\n\r\n")
 
 _BARE_LF = re.compile(rb"(?<!\r)\n")
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r\n", re.IGNORECASE)
-_CODING = re.compile(rb"\r\ntransfer-encoding:", re.IGNORECASE)
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r\n")
 _EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*(?=\r\n)", re.IGNORECASE)
 
 
@@ -75,11 +74,13 @@ class ClientSocket(socket.socket):
 
         :raises TimeoutError: nothing came for ``body_timeout`` seconds.
         """
-        with contextlib.suppress(BlockingIOError):
+        try:
             return super().recv(size, flags | socket.MSG_DONTWAIT)
-        if not self._wait(select.POLLIN, self.body_timeout):
-            raise TimeoutError(errno.ETIMEDOUT, f"the client sent nothing for {self.body_timeout:g} s")
-        return super().recv(size, flags)
+        except BlockingIOError:
+            if not self._wait(select.POLLIN, self.body_timeout):
+                why = f"the client sent nothing for {self.body_timeout:g} s"
+                raise TimeoutError(errno.ETIMEDOUT, why) from None
+            return super().recv(size, flags)
 
     def sendall(self, data: ReadableBuffer, flags: int = 0) -> None:
         """Send all.
@@ -140,9 +141,10 @@ def bytes_needed(received: bytes) -> int | None:
             raise Refused(HTTPStatus.BAD_REQUEST)  # RFC 9112 section 2.2; gunicorn would wait for more
         return None
     end += 4
-    if _CODING.search(received, 0, end):
+    head = received[:end].lower()
+    if b"\r\ntransfer-encoding:" in head:
         return end + _SHORTEST_CHUNKED_BODY
-    length = _LENGTH.search(received, 0, end)
+    length = _LENGTH.search(head) if b"\r\ncontent-length:" in head else None
     return end + min(int(length[1]), BODY_AHEAD) if length else end
 
 
@@ -202,7 +204,7 @@ class PatientWorker(ThreadWorker):
 
         gunicorn would read the body to its end, and 24 and 25 for as long as that takes.
         """
-        return bool(super().handle_request(req, conn)) and _is_read(req, conn)
+        return bool(super().handle_request(req, conn)) and _finish_body(req, conn)
 
     def murder_keepalived(self, *args: Any, **options: Any) -> None:
         """Close what is idle; in the main thread, at least once a second."""
@@ -334,9 +336,14 @@ def _buffer(conn: Any) -> io.BytesIO:
     return buffer
 
 
-def _is_read(req: Any, conn: Any) -> bool:
-    """Return whether nothing of a request's body is still to come from the client."""
-    reader = getattr(req.body, "reader", None)
+def _finish_body(req: Any, conn: Any) -> bool:
+    """Drop what the app has not read of a body, if all of it has come; return whether it has."""
+    reader = req.body.reader
     if getattr(reader, "parser", None) is not None:  # of chunks, which have not come to their end
         return False
-    return bool(getattr(reader, "length", 0) <= _buffer(conn).tell())
+    left = getattr(reader, "length", 0)
+    if left > _buffer(conn).tell():
+        return False
+    if left:
+        reader.read(left)
+    return True

@@ -178,6 +178,17 @@ def test_requests_on_one_connection(server: Server) -> None:
             assert received.startswith(OK)
 
 
+@pytest.mark.parametrize("body", [b"\n" * 5, b"\r\n\r\n!"])
+def test_an_unread_body_is_no_part_of_the_next_request(body: bytes, server: Server) -> None:
+    with connect(server, b"POST /unread HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n" + body) as sock:
+        received = b""
+        while not received.endswith(b"unread -\n"):
+            received += sock.recv(4096)
+        for byte in PROBE:
+            sock.sendall(bytes([byte]))
+        assert rest_of(sock).endswith(b"0 -\n")
+
+
 def test_who_waits_for_a_100_gets_one(server: Server) -> None:
     with connect(
         server, HEAD + b"Connection: close\r\nContent-Length: 3\r\nExpect: 100-Continue\r\n\r\n"
