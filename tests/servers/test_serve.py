@@ -18,7 +18,6 @@ import requests
 
 from scalezero_wsgi.cli import _parser, main
 from scalezero_wsgi.providers.process import ProcessFunction, ProcessProvider, Ready
-from scalezero_wsgi.servers.address import check_bind, only_this_host
 from tests.servers.harness import ROOT, Server, free_port, serving
 from tests.support.waiting import SOON, until
 
@@ -300,18 +299,6 @@ def test_an_impossible_address_is_one_line(
     assert says in line
 
 
-@pytest.mark.parametrize("bind", ["127.0.0.1:0", "[::1]:0", "tcp://localhost:0", "unix:{}/new", "fd://3", ""])
-def test_a_possible_address_is_let_be(bind: str, tmp_path: Path) -> None:
-    check_bind(bind.format(tmp_path) or "127.0.0.1:0")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_socket_that_a_dead_server_left_is_no_hindrance(tmp_path: Path) -> None:
-    with socket.socket(AF_UNIX) as left:
-        left.bind(str(tmp_path / "socket"))
-    check_bind(f"unix:{tmp_path / 'socket'}")
-
-
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         main(["--version"])
@@ -328,32 +315,6 @@ def test_the_help_has_examples(command: str, capsys: pytest.CaptureFixture[str])
     examples = help_text.partition("\nexamples:\n")[2]
     for line in re.findall(rf"scalezero-wsgi ({command}.*?)(?:   .*)?$", examples, re.MULTILINE):
         _parser().parse_args(line.split())
-
-
-@pytest.mark.parametrize(
-    ("bind", "told"),
-    [
-        ("127.0.0.1:8080", True),
-        ("127.1.2.3:80", True),
-        ("localhost:8080", True),
-        ("tcp://LOCALHOST:8080", True),
-        ("[::1]:8080", True),
-        ("unix:/run/functions.sock", True),
-        ("127.0.0.1:8080,[::1]:8080", True),
-        ("0.0.0.0:8080", False),
-        (":8080", False),
-        ("8080", False),
-        ("", False),
-        ("[::]:8080", False),
-        ("10.0.0.1:8080", False),
-        ("functions.example:8080", False),
-        ("fd://3", False),
-        ("127.0.0.1:8080,0.0.0.0:8081", False),
-        ("127.0.0.1.example:8080", False),
-    ],
-)
-def test_only_this_host(bind: str, told: bool) -> None:
-    assert only_this_host(bind) == told
 
 
 @pytest.mark.parametrize(
