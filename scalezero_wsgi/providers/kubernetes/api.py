@@ -2,7 +2,8 @@
 
 The configuration, the credentials and TLS are lightkube's; :mod:`.provider` says why it is this library.
 Its own watch reads without a time-out, so a server that hangs would hold it for ever. Hence the requests are
-made here, on an HTTP client that is made of lightkube's parameters.
+made here, on an HTTP client that is made of lightkube's parameters. An answer is bounded: 16 MiB in no coding
+(:mod:`..answer`), and a deadline for the whole of it (:mod:`.bounds`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import ssl
 import time
 import weakref
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..._lib.per_process import PerProcess
 from ...model import MissingExtra, ProviderError, SettingError
+from ..answer import read_lines, read_whole
+from . import bounds
 
 if TYPE_CHECKING:
     import httpx2
@@ -76,7 +79,7 @@ class KubernetesApi:
 
         :param deadline: monotonic seconds.
         :raises ApiError: the server refused.
-        :raises ProviderError: it was not reached, or did not answer in time or in JSON.
+        :raises ProviderError: it was not reached, or its answer is late, too long or no JSON.
         """
         return self._ask("GET", path, deadline, params=params)
 
@@ -90,32 +93,27 @@ class KubernetesApi:
 
         :raises ApiError: the server refused, or ended the stream with an error such as 410, Gone.
         """
-        started_at = time.monotonic()
+        deadline = time.monotonic() + seconds
         # The server ends the stream after whole seconds, and the connection can serve again. The time-out of
         # a read is for a server that hangs, and for the rest of a second.
         params |= {"watch": "true", "timeoutSeconds": str(max(1, int(seconds - 0.2)))}
-        with _OpenResponse(self, "GET", path, seconds, params=params) as response:
+        with _OpenResponse(self, "GET", path, deadline, params=params) as (response, pieces):
             if response.status_code != 200:
-                response.read()
-                raise _refusal("watch", path, response.status_code, _json(response.content))
-            for line in response.iter_lines():
+                body = read_whole(pieces, "Kubernetes")
+                raise _refusal("watch", path, response.status_code, _json(body))
+            for line in read_lines(pieces, "Kubernetes"):
                 event = _json(line)
                 if not isinstance(event, dict) or not isinstance(event.get("object"), dict):
                     raise ProviderError(f"Kubernetes sent no event, watching {path}")
                 if event.get("type") == "ERROR":
                     raise _refusal("watch", path, int(event["object"].get("code") or 500), event["object"])
                 yield str(event.get("type")), event["object"]
-                if time.monotonic() >= started_at + seconds:
+                if time.monotonic() >= deadline:
                     return
 
     def _ask(self, method: str, path: str, deadline: float, **options: Any) -> Answer:
-        with _OpenResponse(self, method, path, deadline - time.monotonic(), **options) as response:
-            content = bytearray()
-            for chunk in response.iter_bytes():
-                content += chunk
-                if time.monotonic() > deadline:
-                    raise ProviderError(f"Kubernetes did not end its answer to {method} {path} in time")
-        body = _json(bytes(content))
+        with _OpenResponse(self, method, path, deadline, **options) as (response, pieces):
+            body = _json(read_whole(pieces, "Kubernetes"))
         if response.status_code >= 400:
             raise _refusal(method, path, response.status_code, body)
         if not isinstance(body, dict):
@@ -175,34 +173,52 @@ class _Client:
         # As many connections as there are callers: the default of 100 would make the next one wait.
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
         self.http = httpx2.Client(**ConnectionParams().httpx_params(config), limits=limits)
+        bounds.bind(self.http)
         weakref.finalize(self, self.http.close).atexit = False
 
 
 class _OpenResponse:
-    """A response whose body is still to be read; all that can go wrong meanwhile is a ProviderError."""
+    """A response, and the pieces of its body; all that can go wrong meanwhile is a ProviderError.
 
-    def __init__(self, api: KubernetesApi, method: str, path: str, timeout: float, **options: Any) -> None:
+    :param deadline: monotonic seconds by which the answer must have been read.
+    """
+
+    def __init__(self, api: KubernetesApi, method: str, path: str, deadline: float, **options: Any) -> None:
         self._api = api
         self._what = f"{method} {path}"
         self._call = (method, path)
-        self._options = options | {"timeout": max(timeout, 0.001)}
+        self._deadline = deadline
+        self._options = options | {"timeout": max(deadline - time.monotonic(), 0.001)}
 
-    def __enter__(self) -> httpx2.Response:
+    def __enter__(self) -> tuple[httpx2.Response, Iterator[bytes]]:
         self._client: _Client | None = None
         try:
             self._client = self._api._client()
             http = self._client.http
-            self._response = http.send(http.build_request(*self._call, **self._options), stream=True)
+            with bounds.until(self._deadline):
+                self._response = http.send(http.build_request(*self._call, **self._options), stream=True)
+        except ProviderError:
+            raise
         except Exception as error:  # noqa: BLE001 - of the transport, TLS, a token's file, an exec plugin
             raise self._error(error) from _quotable(error)
         if self._response.status_code == 401:
             self._api._forget(self._client)
-        return self._response
+        return self._response, self._pieces()
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._response.close()
         if isinstance(error, Exception) and not isinstance(error, ProviderError):
             raise self._error(error) from _quotable(error)
+
+    def _pieces(self) -> Iterator[bytes]:
+        pieces = self._response.iter_raw()
+        while True:
+            # Not around the yield: the caller may make other calls before the next piece.
+            with bounds.until(self._deadline):
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
 
     def _error(self, error: Exception) -> ProviderError:
         if self._client is not None and _is_untrusted_certificate(error):
@@ -225,7 +241,7 @@ def _is_untrusted_certificate(error: BaseException | None) -> bool:
 def _json(text: bytes | str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or nested too deeply
         return None
 
 

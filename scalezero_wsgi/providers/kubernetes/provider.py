@@ -77,8 +77,8 @@ class KubernetesProvider:
         ``~/.kube/config``.
     :param context: of the kubeconfig; ``None``: its current one.
     :param pending_timeout: seconds, or a duration, for which a pod that fits on no node counts as hope.
-    :param timeout: seconds, or a duration, within which a call ends; the steps of one connection (to connect,
-        TLS, the answer's head) may each take what is left of it.
+    :param timeout: seconds, or a duration, within which a call ends; each of a name's addresses may take what
+        is left of it.
     :raises SettingError: a keyword or the configuration is not allowed.
     :raises MissingExtra: lightkube is not installed.
     """

@@ -20,9 +20,10 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 
 from ..._lib.per_process import PerProcess
 from ...model import ProviderError
+from ..answer import read_whole
 
-MAX_ANSWER = 16 * 2**20
-"""Bytes; a longer answer is not read."""
+PIECE = 2**16
+"""Bytes that are read at a time."""
 
 MAX_IDLE = 32
 """Sessions that a process keeps while nobody uses them."""
@@ -107,9 +108,8 @@ class Client:
 
 def _read(response: requests.Response) -> Answer:
     with response:
-        body = response.raw.read(MAX_ANSWER + 1, decode_content=False)
-        if len(body) > MAX_ANSWER:
-            raise ProviderError(f"the gateway's answer is longer than {MAX_ANSWER} bytes")
+        pieces = iter(lambda: response.raw.read(PIECE, decode_content=False), b"")
+        body = read_whole(pieces, "the gateway")
         if response.status_code < 200:  # the real answer follows on the connection, which therefore must go
             raise ProviderError(f"the gateway answered {response.status_code}")
     return Answer(response.status_code, response.headers, body)

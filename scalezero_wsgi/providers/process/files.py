@@ -1,24 +1,27 @@
 """The directory in which all workers of a host keep what they know of the processes.
 
-Of each function there are three files: ``<function>.json`` is its state, ``<function>.lock`` is held while
-that is changed, and ``<function>.log`` has what the process wrote.
+Of each function there are four files: ``<function>.json`` is its state, ``<function>.lock`` is held while
+that is changed, ``<function>.settings`` says with what the process was started, and ``<function>.log`` has
+what it wrote.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ...model import Function, ProviderError
+from ...model import Function, ProviderError, SettingError
 from ..checks import not_allowed
-from .config import ProcessFunction, digest, split_name
+from .config import ProcessFunction, Stop, digest, split_name
 from .state import ProcessState
 
 LOCK_WAIT = 5.0
@@ -26,6 +29,23 @@ LOCK_WAIT = 5.0
 
 MAX_LOG_BYTES = 4 * 2**20
 """A longer log is emptied."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartedWith:
+    """What is kept of the settings with which a process was started.
+
+    :param digest: the same for equal settings.
+    :param stop: how the process is stopped.
+    """
+
+    digest: str
+    stop: Stop
+
+    @classmethod
+    def of(cls, function: Function, settings: ProcessFunction) -> StartedWith:
+        """Return it for a function that is about to be started."""
+        return cls(digest({function: settings}), settings.stop)
 
 
 class StateDirectory:
@@ -60,10 +80,24 @@ class StateDirectory:
 
         :raises OSError: the file cannot be written; :meth:`locked` makes a ``ProviderError`` of it.
         """
-        new = self._file(function, "tmp")
-        with open(new, "w", encoding="utf-8", opener=_private) as file:
-            json.dump(state.to_file(), file)
-        new.replace(self._file(function, "json"))
+        self._replace(function, "json", state.to_file())
+
+    def started_with(self, function: Function) -> StartedWith | None:
+        """Return with what the process was started; ``None`` if it is not known: by an earlier release."""
+        try:
+            content = json.loads(self._file(function, "settings").read_bytes())
+            return StartedWith(str(content["digest"]), Stop(content["signal"], content["grace"]))
+        except (OSError, ValueError, TypeError, LookupError, SettingError):
+            return None
+
+    def write_started_with(self, function: Function, settings: StartedWith) -> None:
+        """Replace what :meth:`started_with` returns. The lock is held.
+
+        :raises OSError: as :meth:`write`.
+        """
+        stop = settings.stop
+        content = {"digest": settings.digest, "signal": stop.signal, "grace": stop.grace}
+        self._replace(function, "settings", content)
 
     @contextlib.contextmanager
     def locked(self, function: Function) -> Iterator[None]:
@@ -115,13 +149,37 @@ class StateDirectory:
             return ""
         return "\n".join(lines[-5:])[-500:]
 
+    def log_path(self, function: Function) -> Path:
+        """Return where the process's output is."""
+        return self._file(function, "log")
+
+    def _replace(self, function: Function, kind: str, content: object) -> None:
+        new = self._file(function, "tmp")
+        with open(new, "w", encoding="utf-8", opener=_private) as file:
+            json.dump(content, file)
+        new.replace(self._file(function, kind))
+
     def _file(self, function: Function, kind: str) -> Path:
         return self._path / f"{function}.{kind}"
 
 
 def default_path(functions: Mapping[Function, ProcessFunction]) -> Path:
     """Return the directory in the system's temporary one that equal functions of one user share."""
-    return Path(tempfile.gettempdir()) / f"scalezero-{os.geteuid()}-{digest(functions)}"
+    return _of_this_user(digest(functions))
+
+
+def path_for_file(file: str | os.PathLike[str]) -> Path:
+    """Return the directory of the functions of a file, whatever is in it; another one for another path."""
+    return _of_this_user(hashlib.sha256(os.fsencode(Path(file).absolute())).hexdigest()[:16])
+
+
+def paths_of_this_user() -> list[Path]:
+    """Return every directory in the system's temporary one that the two above may have named."""
+    return sorted(Path(tempfile.gettempdir()).glob(_of_this_user("*").name))
+
+
+def _of_this_user(key: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"scalezero-{os.geteuid()}-{key}"
 
 
 def _out_of_reach(function: Function, error: OSError) -> ProviderError:

@@ -28,7 +28,7 @@ from ..url import read_url
 from . import files
 from .children import Children
 from .config import ProcessFunction, Ready, Stop, checked_name, functions_from_toml
-from .files import StateDirectory
+from .files import StartedWith, StateDirectory
 from .group import ProcessId
 from .state import HOST, Phase, ProcessState
 
@@ -152,6 +152,30 @@ class ProcessProvider:
         """
         self._stop([key for key in self._states.functions() if self._may_run(key)], within=timeout)
 
+    def stop(self, functions: Collection[Function]) -> None:
+        """Stop these processes of the state directory, whoever started them, all at once.
+
+        :raises ProviderError: as :meth:`stop_all`.
+        """
+        self._stop(functions)
+
+    def stop_changed(self, timeout: float) -> list[Function]:
+        """Stop what runs in the state directory with other settings than these, or is not set any more.
+
+        For a start after a change: the next request starts the function with what is set now.
+
+        :param timeout: as for :meth:`stop_all`.
+        :return: the functions that were stopped.
+        :raises ProviderError: as :meth:`stop_all`.
+        """
+        changed = [key for key in self._states.functions() if self._may_run(key) and self._is_changed(key)]
+        self._stop(changed, within=timeout)
+        return changed
+
+    def _is_changed(self, key: Function) -> bool:
+        function = self._functions.get(key)
+        return function is None or self._states.started_with(key) != StartedWith.of(key, function)
+
     def _known(self, name: str, namespace: str) -> Function:
         key = Function(name, namespace)
         if key not in self._functions:
@@ -248,6 +272,7 @@ class ProcessProvider:
     def _launch(self, key: Function, state: ProcessState) -> ProcessState:
         function = self._functions[key]
         port = self._free_port()
+        self._states.write_started_with(key, StartedWith.of(key, function))
         with self._states.new_log(key) as log:
             try:
                 process = self._children.start(key, function, port, log)
@@ -293,7 +318,7 @@ class ProcessProvider:
             state = self._settle(key)
             if not state.runs:
                 return None
-            stop = self._settings(key).stop
+            stop = (self._states.started_with(key) or self._settings(key)).stop
             if state.phase is not Phase.STOPPING:
                 state.process.signal(stop.signum)
                 state = state.stopping(time.monotonic() + stop.grace)

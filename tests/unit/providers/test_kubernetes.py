@@ -527,7 +527,7 @@ def test_missing_endpoints_and_impossible_services(fake: Fake, kube: KubernetesP
 def test_an_answer_that_drips_ends_in_time(fake: Fake, make: Callable[..., KubernetesProvider]) -> None:
     fake.answers[OBJECTS] = [b" "] * 50
     begun = time.monotonic()
-    with pytest.raises(ProviderError, match="did not end its answer"):
+    with pytest.raises(ProviderError, match="ReadTimeout"):
         make(timeout=0.3).get_replicas("hello", "")
     assert time.monotonic() - begun < 2
 

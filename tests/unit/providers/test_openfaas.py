@@ -31,6 +31,7 @@ from scalezero_wsgi import (
     SettingError,
 )
 from scalezero_wsgi.providers import OpenFaaSProvider, make_provider
+from scalezero_wsgi.providers import answer as engine_answer
 from scalezero_wsgi.providers.base import DoubtingProvider, ListingProvider, WatchingProvider
 from scalezero_wsgi.providers.openfaas import http as openfaas_http
 from scalezero_wsgi.providers.openfaas import provider as openfaas
@@ -807,7 +808,7 @@ def test_without_time_nothing_is_asked(fake: Fake) -> None:
 
 
 def test_an_answer_without_an_end_is_not_read(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openfaas_http, "MAX_ANSWER", 1000)
+    monkeypatch.setattr(engine_answer, "MAX_ANSWER", 1000)
     provider = fake.provider()
     fake.replies["GET"] = reply(200, {"labels": {"a": "x" * 1000}})
     with pytest.raises(ProviderError, match="longer than 1000 bytes"):

@@ -617,7 +617,7 @@ def test_files_are_private(make: Make, state_dir: Path) -> None:
     started(make())
     assert state_dir.stat().st_mode & 0o777 == 0o700
     modes = {path.name: path.stat().st_mode & 0o777 for path in state_dir.iterdir()}
-    assert modes == {"fn.json": 0o600, "fn.lock": 0o600, "fn.log": 0o600}
+    assert modes == {f"fn.{kind}": 0o600 for kind in ("json", "lock", "log", "settings")}
 
 
 def test_broken_state_is_none(make: Make, state_dir: Path) -> None:
