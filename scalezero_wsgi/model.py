@@ -139,7 +139,7 @@ class ProviderSilent(ProviderError):
 
 
 class TooManyWaiting(ScaleZeroError):
-    """The request cannot be held: there is no free slot, or no free thread.
+    """The request cannot be held: there is no free place, or no free thread.
 
     :ivar retry_after: seconds after which another try makes sense.
     :ivar reason: the cause, in words that name no function.

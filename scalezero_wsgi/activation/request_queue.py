@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 GRACE = 0.1
-"""Seconds to wait for the first answer about a function, before the client gets the page, a 202 or, when no
-slot is free, a refusal."""
+"""Seconds to wait for a first answer about a function before sending the page, a 202 or (if no place is free)
+a refusal."""
 
 NOTICE = 0.02
-"""Seconds within which a request without a slot notices that its function has to start."""
+"""Seconds within which a request without a place notices that its function has to start."""
 
 REFRESH_TIMEOUT = 1.0
 """Seconds for which a request that may not wake waits for the provider's answer."""
@@ -61,10 +61,10 @@ class Caller(NamedTuple):
     :ivar wish: what its client prefers to a longer wait: ``"page"`` or ``"respond-async"``.
     :ivar patience: seconds it will wait before it gets ``wish`` or an error.
     :ivar check: raises if the request must stop waiting: its client has disconnected, or the worker stops.
-    :ivar room: returns how many requests may wait in this process, at least one, if ``max_waiting`` is
-        not set. Call it in the thread that serves the request.
-    :ivar without_slot: returns the context in which it waits: its thread gives its slot in the server back,
-        and takes one again.
+    :ivar room: returns how many requests, one or more, may wait here if ``max_waiting`` is not
+        set. Call it in the thread that serves the request.
+    :ivar without_slot: returns the context to wait in: it gives the thread's server slot back, and takes one
+        at its end.
     """
 
     arrived: float
@@ -75,8 +75,8 @@ class Caller(NamedTuple):
     without_slot: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
 
-class _Slots:
-    """The slots in which this process's requests wait."""
+class _Places:
+    """The places in which this process's requests wait."""
 
     __slots__ = ("_lock", "by_function", "taken")
 
@@ -86,14 +86,14 @@ class _Slots:
         self.by_function: dict[Function, int] = {}
 
     @contextlib.contextmanager
-    def slot(
+    def place(
         self, function: Function, room: int | Callable[[], int], of_function: int | None
     ) -> Iterator[bool]:
-        """Hold a slot during the block; yield whether one was free.
+        """Hold a place during the block; yield whether one was free.
 
-        :param room: how many slots there are, at least one. A callable inspects the server, so it is not
-            called while nobody waits.
-        :param of_function: how many slots there are for the function; ``None`` for no limit.
+        :param room: how many places there are, at least one. A callable inspects the server: it is called
+            only if somebody waits.
+        :param of_function: how many places there are for the function; ``None`` for no limit.
         """
         with self._lock:
             here = self.by_function.get(function, 0)
@@ -136,7 +136,7 @@ class RequestQueue:
         self._settings = settings
         self._clock = clock
         self._report = report or Reporter()
-        self._slots: PerProcess[_Slots] = PerProcess(_Slots)
+        self._places: PerProcess[_Places] = PerProcess(_Places)
         self._release_lock = PerProcess(lambda: threading.Lock())
 
     def warm(self, function: Function) -> FunctionMeta | None:
@@ -173,7 +173,7 @@ class RequestQueue:
         """Block until the function is available.
 
         :param since: ignore answers to queries made before that moment.
-        :raises TooManyWaiting: there is no slot in which to wait.
+        :raises TooManyWaiting: there is no place to wait.
         :raises StillStarting: the client prefers an answer to a longer wait.
         :raises ClientGone: the client has disconnected.
         :raises WorkerStopping: the worker was told to stop.
@@ -182,9 +182,9 @@ class RequestQueue:
         """
         settings = self._settings
         room, of_function = settings.max_waiting or caller.room, settings.max_waiting_per_function
-        with self._slots.get().slot(function, room, of_function) as taken:
+        with self._places.get().place(function, room, of_function) as taken:
             if not taken:
-                return self._without_a_slot(function, caller, since)
+                return self._without_a_place(function, caller, since)
             with caller.without_slot():
                 try:
                     deadline = self._deadline(function, caller)
@@ -204,7 +204,7 @@ class RequestQueue:
         :raises ScaleZeroError: there is no such entry.
         """
         if isinstance(error, ProviderError):
-            if not isinstance(error, ProviderSilent):  # any wait shorter than a second looks like silence
+            if not isinstance(error, ProviderSilent):  # after a short wait it may just be slow
                 self._scaler.provider_failed(function, error)
             stale = self._scaler.stale_if_error(function, since)
             if stale is not None:
@@ -217,7 +217,7 @@ class RequestQueue:
     def _instead_of_waiting(
         self, function: Function, caller: Caller, error: NotAvailable | ProviderError
     ) -> NotAvailable | ProviderError:
-        """Return the answer for a client whose patience ran out; else the original error."""
+        """Return the answer if the client's patience ran out, else the original error."""
         if isinstance(error, ProviderError) and not isinstance(error, ProviderSilent):
             return error
         max_wait = self.max_wait(function)
@@ -248,7 +248,7 @@ class RequestQueue:
         return deadline
 
     def _check_provider(self, function: Function, flight: Flight[FunctionMeta], joined_at: float) -> None:
-        """Raise :class:`ProviderError` if the provider fails or is silent, and waiting for it is useless."""
+        """Raise the provider's error if it fails and an old entry can be served, or patience is over."""
         failing, stale = self._failing(flight), self._cache.last_seen_up(function)
         if failing is not None and stale is not None and stale.last_refresh < flight.started_at:
             self._scaler.provider_failed(function, failing)
@@ -257,7 +257,7 @@ class RequestQueue:
             raise failing or ProviderSilent("the provider does not answer")
 
     def _failing(self, flight: Flight[FunctionMeta]) -> ProviderError | None:
-        """Return the error of the provider that a flight queries; ``None`` if none is known."""
+        """Return the error that the flight's provider gave; ``None`` if none is known."""
         trouble = flight.trouble  # read once: the leader changes it
         if isinstance(trouble, ProviderError) and not isinstance(trouble, ProviderSilent):
             return ProviderError(str(trouble))  # a copy: all waiters would raise one object
@@ -265,10 +265,10 @@ class RequestQueue:
             return ProviderSilent("the provider does not answer")
         return None
 
-    # All slots are taken
+    # All places are taken
 
-    def _without_a_slot(self, function: Function, caller: Caller, since: float) -> FunctionMeta:
-        """Handle a request for which no slot is free: refuse it only if its function has to start."""
+    def _without_a_place(self, function: Function, caller: Caller, since: float) -> FunctionMeta:
+        """Handle a request for which no place is free: refuse it only if its function has to start."""
         before, fresh_from = self._cache.find(function), max(since, caller.arrived - self._cache.expiry)
         error = self._wait_for_a_query(function, caller.arrived, fresh_from)
         meta = self._cache.find(function)
@@ -282,11 +282,11 @@ class RequestQueue:
                 return stale
         if self._cache.is_missing(function):
             raise FunctionNotFound(*function)
-        if caller.wish == "respond-async":  # needs no slot
+        if caller.wish == "respond-async":  # needs no place
             self._scaler.start(function, caller.arrived)
             raise self._still_starting(function, caller)
         left = self._scaler.time_left(function)
-        raise TooManyWaiting(f"no slot is left for a request for {function}", left)
+        raise TooManyWaiting(f"no place is left for a request for {function}", left)
 
     def _wait_for_a_query(
         self, function: Function, arrived: float, asked_after: float
@@ -322,12 +322,12 @@ class RequestQueue:
 
     def waiting(self, function: Function | None = None) -> int:
         """Return how many requests wait in this process, for one function or in all."""
-        slots = self._slots.get()
-        return slots.taken if function is None else slots.by_function.get(function, 0)
+        places = self._places.get()
+        return places.taken if function is None else places.by_function.get(function, 0)
 
     def by_function(self) -> dict[Function, int]:
         """Return how many requests wait in this process, for each function."""
-        return dict(self._slots.get().by_function)
+        return dict(self._places.get().by_function)
 
     def report(self, worker: str) -> WorkerReport:
         """Return the report of what this worker does, for its peers."""
@@ -347,13 +347,13 @@ class RequestQueue:
         """Let the requests that waited for a start go on one by one.
 
         :param rate: requests per second.
-        :raises NotAvailable: no turn is left before the deadline; raised at once.
+        :raises NotAvailable: its turn is after the deadline; raised at once.
         """
         state, now = meta.state, self._clock()
         deadline = max(now, self._deadline(meta.function, caller))
         with self._release_lock.get():
             turn = max(now, state.release_at + 1.0 / rate)
-            if turn > deadline:  # a request that cannot wait for its turn does not use it up
+            if turn > deadline:  # too late for this request: the turn stays free
                 raise NotAvailable(meta.function, now - caller.arrived, turn - now)
             state.release_at = turn
         if turn <= now:

@@ -1,7 +1,7 @@
 """The cold path: query, scale up, wait for a replica; one leader for each function.
 
-After OpenFaaS's ``gateway/handlers/scaling.go``, with its faults mended: every answer of the provider
-is cached at once, a wait that ends without a replica is an error, and a wait outlasts a failed query.
+After OpenFaaS's ``gateway/handlers/scaling.go``, without its faults: every answer of the provider is cached
+at once, a wait that ends without a replica is an error, and a failed query ends no wait.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ OUTAGE_PATIENCE = 0.5
 fail."""
 
 SUSPECT_PATIENCE = 0.8
-"""The same if the provider is not known to fail, and gave its last answer within ``QUICK`` seconds."""
+"""The same if it is not known to fail, and its last answer took at most ``QUICK`` seconds."""
 
 QUICK = 0.25
 
@@ -54,7 +54,7 @@ UNKNOWN_START = 5.0
 """Assumed duration of a start, in seconds, if nothing is known about it."""
 
 LEAST_GUESS = 2.0
-"""The least time left, in seconds, that is told while no start of the function was measured yet."""
+"""The shortest time left, in seconds, that is told before any start was measured."""
 
 LATE = 5.0
 """The least time left, in seconds, that is told when a start takes longer than expected."""
@@ -74,8 +74,8 @@ class FunctionScaler:
         ``scalezero.linger`` overrides this for one function.
     :param clock: returns monotonic seconds.
     :param sleep: pauses a leader.
-    :param jitter: returns a number from 0 to 1 for each pause. The default neither disturbs a generator that
-        the application has seeded nor repeats itself in forked workers.
+    :param jitter: returns a number from 0 to 1 for each pause. The default leaves the application's seeded
+        generator alone, and differs in each forked worker.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class FunctionScaler:
 
         :param deadline: monotonic seconds up to which the caller waits.
         :param since: ignore answers to queries made before that moment.
-        :param check: called now and then during the wait, also in another thread. It returns the current
+        :param check: called now and then during the wait, in any thread. It returns the current
             deadline, or raises if the caller must stop waiting. It must not block.
         :raises FunctionNotFound: the provider does not know the function.
         :raises ProviderError: the provider failed for too long, or has not answered by the deadline.
@@ -164,7 +164,7 @@ class FunctionScaler:
                     while not flight.landed:
                         sleeper.sleep(deadline - self._clock())
                         if check is None or (not flight.landed and not waits_on()):  # type: ignore[redundant-expr]
-                            break  # without a check one sleep is the whole wait
+                            break  # no check: the one sleep was the whole wait
             finally:
                 now = self._clock()
                 flight.leave(waiter, now, now + self._linger_of(function))
@@ -261,9 +261,9 @@ class FunctionScaler:
     def wait_for_refresh(self, function: Function, timeout: float) -> ProviderError | None:
         """Query the function's status without activating it, and wait for the answer.
 
-        :param timeout: seconds from the start of the query, so that all callers share them: if the provider
-            hangs, later callers do not wait.
-        :return: the provider's error, if it has not answered; else ``None``.
+        :param timeout: seconds from the start of the query, for all callers: whoever comes after that does
+            not wait.
+        :return: the error if the provider fails or is silent, or ``None``.
         """
         flight = self._join_refresh(function)
         if flight is not None and not flight.wait(flight.started_at + timeout - self._clock()):
@@ -286,8 +286,8 @@ class FunctionScaler:
         Refresh(self._context, function).run(flight)
 
     def stale_if_error(self, function: Function, since: float = -math.inf) -> FunctionMeta | None:
-        """Return the entry to serve if the function was last seen up and its provider fails, or is silent for
-        a second; else ``None``. Refresh that entry in the background. Never blocks.
+        """Return the last entry, if it was up and the provider fails or has been silent for a second; else
+        ``None``. Refresh that entry in the background. Never blocks.
 
         :param since: ignore answers to queries made before that moment.
         """
@@ -315,8 +315,8 @@ class FunctionScaler:
             self._outages.failed(meta.state, error)
 
     def patience(self, function: Function) -> float:
-        """Return for how many seconds to wait for the provider. They are few for a suspect function whose
-        provider fails or usually answers fast; else infinite."""
+        """Return for how many seconds to wait for the provider. Few for a suspect function whose provider
+        fails or last answered fast; else infinite."""
         meta = self._cache.find(function)
         if meta is None or not meta.suspect:
             return math.inf
@@ -327,7 +327,7 @@ class FunctionScaler:
     def mark_suspect(self, meta: FunctionMeta) -> bool:
         """Note that the application could not reach the function: query the provider before using it again.
 
-        :return: ``False`` if the provider confirmed its answer less than an expiry ago. Then the function
+        :return: ``False`` if its answer was confirmed within ``cache_expiry``. Then the function
             is there, the errors are its own, and there is nothing to query.
         """
         state = meta.state
@@ -366,7 +366,7 @@ class FunctionScaler:
         return None if flight is None else flight.started_at
 
     def time_left(self, function: Function) -> float:
-        """Return the seconds until the function is probably ready; of a whole start, if none is under way.
+        """Return the probable seconds until the function is ready, or a whole start's if none goes on.
 
         Clients often retry only three times (urllib3's ``Retry(total=3)``). So if the expected time is a
         guess, or has proved too short, the time returned grows with the time that has passed. Three retries
@@ -381,5 +381,5 @@ class FunctionScaler:
         return left if measured else max(left, passed / 2, LEAST_GUESS)
 
     def shared_status(self, function: Function) -> SharedStatus | None:
-        """Return the function's status in the workers' store, if there is one, without caching it."""
+        """Return the function's shared status, or ``None``; it is not cached."""
         return self._peers.shared_status(function)

@@ -38,7 +38,7 @@ class Peers:
     :param store: the store; ``None`` if this process works alone.
     :param report: receives an event when the store is lost and when it is found again.
     :param clock: returns monotonic seconds.
-    :param row: makes this worker's report, given its name; sent from the first flight on.
+    :param row: given this worker's name, makes its report; used from the first flight on.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Peers:
         :param deadline: returns the monotonic seconds at which to give up; called repeatedly.
         :param on_update: called with the shared status, and whether it was published since this call began.
             It returns the outcome or raises it; it returns ``None`` if the flight goes on.
-        :param lead: runs the flight as its leader. ``on_update`` has seen any earlier shared status by then.
+        :param lead: runs the flight as its leader. Any earlier status went to ``on_update`` first.
         :raises NotAvailable: the deadline passed without an outcome.
         """
         if self._store is None:
@@ -128,7 +128,7 @@ class Peers:
     def shared_status(self, function: Function) -> SharedStatus | None:
         """Return a function's shared status; ``None`` if there is none, or the store cannot be used.
 
-        If there is one, this worker reports what it does from then on.
+        If there is one, this worker's heartbeat starts.
         """
         if self._store is None:
             return None
@@ -141,7 +141,7 @@ class Peers:
         """See :meth:`Leadership.others_wait`."""
         if self._store is None or self._lost:
             return False
-        try:  # not use(): a report of a later release may be unreadable, but the store is not lost
+        try:  # not use(): an unreadable report of a later release is no loss of the store
             reports = self._store.workers()
         except Exception:  # noqa: BLE001  a user's store may raise anything
             return False
@@ -159,8 +159,8 @@ class Peers:
     def heartbeat(self) -> None:
         """Keep the leases, and report what this worker does.
 
-        The report also finds out whether a lost store works again. It is a write, because a full or read-only
-        store can still be read, and would flip between lost and found.
+        The report also finds out whether a lost store works again. It is a write: by reads alone a full or
+        read-only store would flip between lost and found.
         """
         worker = self._worker.get()
         for leadership in list(worker.leaderships):
@@ -194,8 +194,8 @@ class Peers:
     def _switch(self, lost: bool, switches: int, event: Event) -> None:
         """Change whether the store counts as lost, and report it.
 
-        :param switches: the number of changes when the call to the store began: the outcome of a call that
-            began before the last change is ignored.
+        :param switches: ``_switches`` when the call to the store began; if it has changed since, the outcome
+            is ignored.
         """
         with self._worker.get().lock:
             if self._lost == lost or self._switches != switches:

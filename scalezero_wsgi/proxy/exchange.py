@@ -1,6 +1,6 @@
 """One request and its response on one connection, both ways at once.
 
-Once the request is out the thread waits in ``recv`` alone. Until then the socket does not block, and
+Once the request is out the thread only waits in ``recv``. Until then the socket does not block, and
 ``poll`` waits for whichever comes first: the function's answer, room to send, or more of the client's body.
 """
 
@@ -33,12 +33,12 @@ _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Timeouts(NamedTuple):
-    """What is waited for, in seconds.
+    """How long to wait, in seconds.
 
     :param head: for the response's head, once the request is sent.
     :param read: for the function to take more of the request, or to send more of the response's body.
     :param body: for the client to send more of its body.
-    :param slice: after how long the thread looks up, whatever it waits for.
+    :param slice: after how long any wait is interrupted for a check.
     """
 
     head: float
@@ -48,7 +48,7 @@ class Timeouts(NamedTuple):
 
 
 class Outgoing:
-    """What of a request is still to be sent.
+    """The unsent rest of a request.
 
     :param head: the request line and the headers, with the empty line.
     :param body: ``None`` if there is none.
@@ -94,7 +94,7 @@ class Outgoing:
 
     @property
     def descriptor(self) -> int | None:
-        """What becomes readable when the client has sent more; ``None`` if there is something to send."""
+        """What to poll for more of the client's body; ``None`` if there is something to send."""
         return None if self._data or self._body is None else self._body.descriptor
 
     def send(self, sock: socket.socket) -> None:
@@ -107,7 +107,7 @@ class Outgoing:
 class Exchange:
     """Sends a request and reads its response. For one thread; ``close()`` must be called in the end.
 
-    :param environ: of the client's request, for whether it is still connected.
+    :param environ: of the request: tells if the client is still connected.
     :ivar reader: what has been read of the response.
     """
 
@@ -133,7 +133,7 @@ class Exchange:
         self._environ = environ
         self._gone: Callable[[], bool] | None = None
         self._sending = True
-        self._spoiled = False  # whether the function will not get the whole request
+        self._spoiled = False  # whether part of the request is never sent
         self._deadline = 0.0
         self._slice = timeouts.slice
         self.reader = reader
@@ -142,7 +142,7 @@ class Exchange:
         """Send the request, read the response's head, and return what has come of the body with it.
 
         :raises ConnectionUnusable: the connection was closed before the first byte of a response.
-        :raises FunctionError: there is no response that is one, or not in time.
+        :raises FunctionError: there is no valid response, or none in time.
         :raises ClientBodyError: the client's body broke off, or did not come in time.
         :raises ClientGone: the client has disconnected.
         """

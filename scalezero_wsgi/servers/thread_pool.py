@@ -1,7 +1,7 @@
 """A thread pool in which a thread that waits does not count.
 
-It has ``slots`` threads that work, and one more for each that has given its slot back. It is made for
-gunicorn's gthread worker, and is what that uses of a :class:`concurrent.futures.ThreadPoolExecutor`.
+It has ``slots`` threads that work, and one more for each that has given its slot back. It is for gunicorn's
+gthread worker, and has what that uses of :class:`concurrent.futures.ThreadPoolExecutor`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ STACK_SIZE = 8 * 1024 * 1024
 """Bytes of address space for a thread's stack; what it does not touch takes no memory.
 
 CPython's limits of recursion are made for 8 MiB. With 1 MiB ``json.loads("[" * 200_000)`` ends the process on
-CPython 3.13, and with 2 MiB a recursive ``sorted`` does; so no request may be served on less, and musl's
-128 KiB are too few in any case.
+CPython 3.13, and with 2 MiB a recursive ``sorted`` does; so no request may have less than 8, and musl's 128
+KiB are far too few.
 """
 
 P = ParamSpec("P")
@@ -63,7 +63,7 @@ class _Task:
             result = self._function(*self._arguments, **self._keywords)
         except BaseException as error:  # noqa: BLE001  as an executor does, SystemExit too
             self.future.set_exception(error)
-            self = None  # type: ignore[assignment]  # else the traceback and the future keep each other
+            self = None  # type: ignore[assignment]  # else traceback and future form a cycle
         else:
             self.future.set_result(result)
 
@@ -77,7 +77,7 @@ class PoolThread(threading.Thread):
     """
 
     def __init__(self, pool: ThreadPool, task: _Task, name: str) -> None:
-        # Not joined before atexit, where idle threads are told to end.
+        # A daemon: joined only in atexit, after idle ones were ended.
         super().__init__(name=name, daemon=True)
         self.pool = pool
         self.task: _Task | None = task
@@ -199,7 +199,7 @@ class ThreadPool(Executor):
         ticket.wait()
 
     def take_at_once(self) -> None:
-        """Take a slot that there may not be; the next thread that comes free ends for it."""
+        """Take a slot even if none is free; then the next thread to come free ends."""
         with self._lock:
             self.waiting -= 1
             if self._idle:
