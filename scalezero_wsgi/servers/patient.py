@@ -6,7 +6,7 @@ head has come, and of the body what there is, ``BODY_AHEAD`` bytes at most. A cl
 told 408, too long a head 431.
 
 The rest of a long body, and the answer, need the app's thread. :class:`ClientSocket` gives up a client that
-is too slow there, and is the place where a thread that waits for its client can give its slot back.
+is too slow there, and in our thread pool the thread gives its slot back while it waits.
 
 It stands on the methods that it overrides, on ``poller`` and ``nr_conns``, and on the buffer of the parser's
 ``unreader``, in gunicorn 23 to 27. TLS, which gunicorn begins in a thread, is left to gunicorn.
@@ -22,8 +22,8 @@ import re
 import select
 import selectors
 import socket
+import threading
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +31,9 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.workers.gthread import TConn, ThreadWorker
+
+from .slots import without_slot
+from .thread_pool import PoolThread
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -58,10 +61,6 @@ _EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*(?=\r\n)", re.IGNOREC
 
 class ClientSocket(socket.socket):
     """A connection that gives up a client that neither sends nor reads."""
-
-    while_waiting: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
-    """Entered where a thread waits for its client, left when it goes on. The thread pool may set another one,
-    so that a thread which waits does not count."""
 
     body_timeout = 90.0
     """Seconds without a byte of a body. More than ``FunctionProxy`` has, which knows how to answer then."""
@@ -99,8 +98,16 @@ class ClientSocket(socket.socket):
     def _wait(self, event: int, timeout: float) -> bool:
         poll = select.poll()
         poll.register(self, event)
-        with type(self).while_waiting():
+        with _without_slot():
             return bool(poll.poll(timeout * 1000))
+
+
+def _without_slot() -> AbstractContextManager[None]:
+    """Return the block in which a thread waits for its client; one of our pool does not count meanwhile."""
+    thread = threading.current_thread()
+    if isinstance(thread, PoolThread):
+        return without_slot(thread.pool, in_order=True)
+    return contextlib.nullcontext()
 
 
 @dataclass(slots=True)

