@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -141,13 +142,13 @@ class FunctionProxy:
         headers = [*UPGRADED, *reader.headers] if reader.status == 101 else reader.headers
         write = start_response(f"{reader.status} {reader.reason}", headers)
         if upgrade and reader.status == 101:
-            write(b"")  # the server sends its head
+            _send_head(write)
             return Tunnel(client_socket(environ), exchange.detach(), reader.rest)
         if reader.complete and not isinstance(call.body, PumpedBody):
             call.close()
             return [first] if first else []
         if not first and reader.status < 500:  # the middleware may hold an error's head back
-            write(b"")
+            _send_head(write)
         return _Pieces(call, exchange, first)
 
     def _endpoint_of(self, call: _Call) -> Endpoint:
@@ -259,6 +260,12 @@ def _template(endpoint: str) -> Callable[[Function], str]:
     except (LookupError, ValueError) as error:
         raise SettingError(f"endpoint may hold {{name}} and {{namespace}} only, not {endpoint!r}") from error
     return lambda function: endpoint.format(name=function.name, namespace=function.namespace)
+
+
+def _send_head(write: Callable[[bytes], object]) -> None:
+    """Let the server send its head, which it would hold back until there is a piece of the body."""
+    with contextlib.suppress(OSError):  # the client has gone, as the server will find out by itself
+        write(b"")
 
 
 def _answer(refused: Refused, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:

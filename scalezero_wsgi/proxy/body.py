@@ -34,6 +34,9 @@ class Body(Protocol):
     descriptor: int | None
     """Becomes readable when there is another piece; ``None`` if there always is one."""
 
+    ended: bool
+    """Whether ``take()`` has returned the last piece: with a known length that is plain at once."""
+
     def take(self) -> bytes | None:
         """Return the next piece, ``b""`` if it has not come yet, ``None`` at the end; never block.
 
@@ -65,10 +68,10 @@ class _Reader:
 
     def __init__(self, stream: InputStream, left: int | None) -> None:
         self._stream = stream
-        self._left = left
+        self.left = left
 
     def read(self, size: int) -> bytes | None:
-        left = self._left
+        left = self.left
         if left is not None:
             if left == 0:
                 return None
@@ -81,7 +84,7 @@ class _Reader:
             return piece or None
         if not piece:
             raise ClientBodyError(f"{left} bytes are missing")
-        self._left = left - len(piece)
+        self.left = left - len(piece)
         return piece
 
 
@@ -92,10 +95,13 @@ class ArrivedBody:
 
     def __init__(self, stream: InputStream, length: int | None) -> None:
         self._reader = _Reader(stream, length)
+        self.ended = False
 
     def take(self) -> bytes | None:
         """Return the next piece, or ``None``."""
-        return self._reader.read(PIECE)
+        piece = self._reader.read(PIECE)
+        self.ended = piece is None or self._reader.left == 0
+        return piece
 
     def stop(self) -> None:
         """Do nothing: nobody reads."""
@@ -113,7 +119,8 @@ class PumpedBody:
         self._pieces: queue.Queue[bytes | ClientBodyError | None] = queue.Queue(2)
         self._thread: threading.Thread | None = None
         self._stopped = False
-        self._ended = False
+        self._untaken = length
+        self.ended = False
         self._ready, self._signal = socket.socketpair()
         self.descriptor: int | None = self._ready.fileno()
 
@@ -139,12 +146,12 @@ class PumpedBody:
             self._pieces.put(piece)
             with contextlib.suppress(OSError):  # closed, as nobody listens any more
                 self._signal.send(b"x")
-            if not isinstance(piece, bytes):
+            if not isinstance(piece, bytes) or self._reader.left == 0:
                 return
 
     def take(self) -> bytes | None:
         """Return the next piece, ``b""`` if it has not come yet, ``None`` at the end."""
-        if self._ended:
+        if self.ended:
             return None
         if self._thread is None:
             self._start()
@@ -156,7 +163,9 @@ class PumpedBody:
             return b""
         if isinstance(piece, ClientBodyError):
             raise piece
-        self._ended = piece is None
+        if piece is not None and self._untaken is not None:
+            self._untaken -= len(piece)
+        self.ended = piece is None or self._untaken == 0
         return piece
 
     def stop(self) -> None:
@@ -167,7 +176,7 @@ class PumpedBody:
         self._stopped = True
         thread, deadline = self._thread, time.monotonic() + STOP_PATIENCE
         while thread is not None and thread.is_alive() and time.monotonic() < deadline:
-            if self._client is not None:
+            if self._client is not None and not self.ended:
                 _end_of_input(self._client)
             with contextlib.suppress(queue.Empty):  # it may wait for room
                 self._pieces.get_nowait()

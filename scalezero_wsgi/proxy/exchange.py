@@ -72,11 +72,14 @@ class Outgoing:
     def _next_piece(self) -> bytes:
         if self._body is None:
             return b""
-        piece = self._body.take()
-        if piece is None:
+        piece = self._body.take() or b""
+        if piece and self._chunked:
+            piece = b"%x\r\n%b\r\n" % (len(piece), piece)
+        if self._body.ended:
             self._body = None
-            return b"0\r\n\r\n" if self._chunked else b""
-        return b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked and piece else piece
+            if self._chunked:
+                piece += b"0\r\n\r\n"
+        return piece
 
     def has_data(self) -> bool:
         """Take on the next piece of the body if it has come, and return whether there is something to send.
@@ -164,6 +167,8 @@ class Exchange:
                 reader.end()
             body = reader.feed(data)
             if reader.status:
+                if reader.error is not None and not body:
+                    raise reader.error
                 return body
             self._check()  # it may send byte by byte, or one 1xx after another
 

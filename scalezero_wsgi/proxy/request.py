@@ -127,8 +127,9 @@ def _add_forwarded(lines: list[str], environ: WSGIEnvironment, stripped: str, tr
         prefix = environ.get("HTTP_X_FORWARDED_PREFIX", "").rstrip("/") + prefix
         written = ("FOR", "PROTO", "HOST", "PREFIX")
         for key in environ:
-            if key.startswith("HTTP_X_FORWARDED_") and key[17:] not in written:
-                lines.append(f"{key[5:].replace('_', '-').title()}: {environ[key]}")
+            name = key[5:].replace("_", "-").title()
+            if key.startswith("HTTP_X_FORWARDED_") and key[17:] not in written and _TOKEN.fullmatch(name):
+                lines.append(f"{name}: {environ[key]}")
     lines.append(f"Forwarded: {element}")
     if address:
         lines.append(f"X-Forwarded-For: {address}")

@@ -224,6 +224,20 @@ def test_a_connection_that_was_closed_meanwhile_costs_no_request(front: Front) -
         assert waits(front.function.closed)
 
 
+@pytest.mark.parametrize("size", [10, 300_000])
+def test_a_client_goes_on_using_its_connection_after_uploads(front: Front, size: int) -> None:
+    head = b"POST /function/hello HTTP/1.1\r\nHost: front\r\nContent-Length: %d\r\n\r\n" % size
+    with front.asked(b"") as wire:
+        for _ in range(30):
+            wire.sock.sendall(head + bytes(size))
+            response = response_of(wire)
+            assert (response.status, response.body) == (200, b"ok")
+            if response.get("Connection") == "close":  # gunicorn's sync worker keeps none
+                break
+        else:
+            assert len(front.function.requests) == 30
+
+
 # Broken answers, as a client of each kind sees them
 
 

@@ -106,6 +106,7 @@ def middleware(flask: Any) -> None:
     wrapped: WSGIApplication = ScaleZeroMiddleware(app, provider)
     ScaleZeroMiddleware(wrapped, OwnWatchingProvider())
     ScaleZeroMiddleware(FunctionProxy("http://127.0.0.1:9000/{name}"), "docker://", allow=["hello", "job-*"])
+    ScaleZeroMiddleware(FunctionProxy(head_timeout=5, body_timeout=9.5, trust_forwarded=True), provider)
     ScaleZeroMiddleware(FunctionProxy(lambda function: f"http://{function.name}"), provider)
     flask.wsgi_app = ScaleZeroMiddleware(flask.wsgi_app, CallbackProvider(scale_up=scale_up))
     ScaleZeroMiddleware(app, provider, settings=Settings.from_environ(), max_wait="20s", hooks=[hook])
