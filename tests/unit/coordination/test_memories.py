@@ -4,7 +4,6 @@ was told itself."""
 from __future__ import annotations
 
 import math
-import time
 
 from scalezero_wsgi import Function, FunctionCache, FunctionScaler
 from scalezero_wsgi.activation.state import FunctionMeta
@@ -92,19 +91,27 @@ def test_what_one_worker_scaled_down_is_down_for_all() -> None:
 
 def test_what_another_worker_has_started_again_has_been_woken_for_this_one_too() -> None:
     """So that a request which met the old replica is passed down once more."""
-    store, provider, nobody = MemoryCoordination(), fakes.FakeEngine(time.monotonic), Reporter()
+    clock, nobody = MovingClock(), Reporter()
+    store, provider = MemoryCoordination(clock=clock), fakes.FakeEngine(clock)
     one, other = (
-        FunctionScaler(provider, FunctionCache(30.0), report=nobody, peers=Peers(store, nobody))
+        FunctionScaler(
+            provider,
+            FunctionCache(30.0, clock=clock),
+            report=nobody,
+            peers=Peers(store, nobody, clock),
+            clock=clock,
+        )
         for _ in range(2)
     )
-    metas = [each.ensure_available(HELLO, time.monotonic() + 20.0) for each in (one, other)]
+    metas = [each.ensure_available(HELLO, clock() + 20.0) for each in (one, other)]
     provider.set_replicas(*HELLO, 0)
+    clock.advance(1.0)  # ages are told to a few milliseconds: starts closer than that could change places
     for scaler, meta in zip((one, other), metas, strict=True):
         assert scaler.mark_suspect(meta)
-        renewed = scaler.ensure_available(HELLO, time.monotonic() + 20.0, since=time.monotonic())
+        renewed = scaler.ensure_available(HELLO, clock() + 20.0, since=clock())
         assert renewed.state.came_up_at > meta.last_refresh
         # It was not found to be there although it was doubted: what is there is another one. So the next
         # error is a reason to ask, however soon it comes.
         assert scaler.mark_suspect(renewed)
-        scaler.ensure_available(HELLO, time.monotonic() + 20.0, since=time.monotonic())
+        scaler.ensure_available(HELLO, clock() + 20.0, since=clock())
     assert [replicas for _, replicas in provider.sets] == [1, 0, 1]
