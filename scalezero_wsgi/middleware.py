@@ -116,7 +116,7 @@ class ScaleZeroMiddleware:
         )
         self.queue = RequestQueue(self.scaler, self.cache, settings, clock, self._report)
         self._replay = Replay(settings, self.scaler, self.queue, clock)
-        middleware_made(max([settings.max_wait, *settings.max_wait_of.values()]))
+        middleware_made(max([settings.max_wait, *settings.max_wait_of.values()]), settings.max_waiting)
 
         self._names = Names(settings.names, settings.default_namespace)
         self._rules = Rules(

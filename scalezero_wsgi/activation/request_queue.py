@@ -63,6 +63,8 @@ class Caller(NamedTuple):
     :ivar check: raises if the request must stop waiting: its client has disconnected, or the worker stops.
     :ivar room: returns how many requests may wait in this process, at least one, if ``max_waiting`` is
         not set. Call it in the thread that serves the request.
+    :ivar without_slot: returns the context in which it waits: it gives its slot in the server back, and
+        takes one again.
     """
 
     arrived: float
@@ -70,6 +72,7 @@ class Caller(NamedTuple):
     patience: float = math.inf
     check: Callable[[], None] = lambda: None
     room: Callable[[], int] = lambda: 1
+    without_slot: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
 
 class _Slots:
@@ -182,15 +185,16 @@ class RequestQueue:
         with self._slots.get().slot(function, room, of_function) as taken:
             if not taken:
                 return self._without_a_slot(function, caller, since)
-            try:
-                deadline = self._deadline(function, caller)
-                check = partial(self._check, function, caller, self._clock())
-                meta = self._scaler.ensure_available(function, deadline, since=since, check=check)
-                if settings.release_rate is not None and meta.state.came_up_at >= caller.arrived:
-                    self._release_gradually(meta, caller, settings.release_rate)
-            except (NotAvailable, ProviderError) as error:
-                return self._give_up(function, caller, since, error)
-            return meta
+            with caller.without_slot():
+                try:
+                    deadline = self._deadline(function, caller)
+                    check = partial(self._check, function, caller, self._clock())
+                    meta = self._scaler.ensure_available(function, deadline, since=since, check=check)
+                    if settings.release_rate is not None and meta.state.came_up_at >= caller.arrived:
+                        self._release_gradually(meta, caller, settings.release_rate)
+                except (NotAvailable, ProviderError) as error:
+                    return self._give_up(function, caller, since, error)
+                return meta
 
     def _give_up(
         self, function: Function, caller: Caller, since: float, error: NotAvailable | ProviderError

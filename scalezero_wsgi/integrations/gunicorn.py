@@ -2,10 +2,12 @@
 
     from scalezero_wsgi.integrations.gunicorn import *
 
-The middleware then knows how many requests its worker can serve at once, and leaves a quarter of them
-free. A request that waits keeps the heartbeat of a sync worker, so that a start may take longer than
-``--timeout``. When the worker is told to stop (TERM, a reload with HUP), those who wait get 503 and
-``Retry-After`` at once. And the log says at start which settings will hurt.
+In a gthread worker a request that waits then takes none of the threads: another one is started, and 1,000
+may wait, while never more than ``threads`` of them are in the application. Of other workers the middleware
+knows how many requests they serve at once, and leaves a quarter of them free. A request that waits keeps
+the heartbeat of a sync worker, so that a start may take longer than ``--timeout``. When the worker is told
+to stop (TERM, a reload with HUP), those who wait get 503 and ``Retry-After`` at once. And the log says at
+start which settings will hurt.
 
 If ``gunicorn.conf.py`` has a hook of that name already, call this one from it::
 
@@ -15,8 +17,13 @@ If ``gunicorn.conf.py`` has a hook of that name already, call this one from it::
         scalezero.post_worker_init(worker)
         ...
 
+For gthread, a worker class does the same without a hook::
+
+    worker_class = "scalezero_wsgi.integrations.gunicorn.ThreadWorker"
+
 It stands on the worker's ``alive``, ``notify()``, ``nr``, ``max_requests`` and ``cfg``, which gunicorn's own
-workers share; a request's thread is never interrupted.
+workers share, and on gthread's ``get_thread_pool()``, ``tpool`` and ``worker_connections``. A request's
+thread is never interrupted.
 """
 
 from __future__ import annotations
@@ -25,10 +32,19 @@ import logging
 import time
 from typing import Any
 
+from gunicorn.workers import gthread
 from gunicorn.workers.base_async import AsyncWorker
-from gunicorn.workers.gthread import ThreadWorker
 
-from ..servers.server import longest_wait, this_server
+from ..servers.server import (
+    ROOM,
+    longest_wait,
+    most_waiting,
+    open_files,
+    room_for,
+    room_to_wait,
+    this_server,
+)
+from ..servers.thread_pool import ThreadPool
 
 __all__ = ["post_worker_init"]
 
@@ -44,23 +60,70 @@ _log = logging.getLogger("scalezero_wsgi")
 def post_worker_init(worker: Any) -> None:
     """Tell the middleware about its worker; called in each worker once the application is loaded."""
     server = this_server()
+    if server.told:
+        return
     server.told = True
     server.capacity = _capacity(worker)
     server.stopping = _Stopping(worker)
-    if not isinstance(worker, (ThreadWorker, AsyncWorker)):
+    warnings = []
+    if isinstance(worker, gthread.ThreadWorker):
+        warnings += _install_pool(worker)
+    elif not isinstance(worker, AsyncWorker):
         # The others give their sign of life from a loop of its own, which must be seen to hang.
         server.keep_alive = _Heartbeat(worker)
     if worker.age == 1:  # the first of them speaks for all
-        for warning in _warnings(worker, server.capacity):
+        for warning in [*warnings, *_warnings(worker, server.capacity)]:
             _log.warning(warning)
+
+
+class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc, unused-ignore]
+    """A gthread worker that does by itself what the hook does for one."""
+
+    def run(self) -> None:
+        """Serve until told to stop."""
+        post_worker_init(self)
+        super().run()
 
 
 def _capacity(worker: Any) -> int:
     if isinstance(worker, AsyncWorker):
         return int(worker.cfg.worker_connections)
-    if isinstance(worker, ThreadWorker):
+    if isinstance(worker, gthread.ThreadWorker):
         return int(worker.cfg.threads)
     return 1
+
+
+def _install_pool(worker: Any) -> list[str]:
+    """Give a gthread worker a thread pool in which a thread that waits does not count.
+
+    Nothing was submitted to its own one yet, and so that has no threads.
+
+    :return: what is to be warned of.
+    """
+    own = getattr(gthread.ThreadWorker, "get_thread_pool", None)
+    if own is None or getattr(type(worker), "get_thread_pool", None) is not own or not worker.tpool:
+        return [
+            f"the thread pool of {type(worker).__module__}.{type(worker).__qualname__} is not gunicorn's own"
+            " get_thread_pool(): it stays as it is, and a request that waits for its function takes one of"
+            f" its {worker.cfg.threads} threads"
+        ]
+    default = worker.cfg.settings["worker_connections"].default
+    if worker.worker_connections == default:
+        # It counts those who wait. Who has set it has set it for that as well.
+        worker.worker_connections = default + ROOM
+    worker.tpool.shutdown(wait=False)
+    worker.tpool = ThreadPool(worker.cfg.threads, room_for(worker.worker_connections))
+    wanted = most_waiting() or ROOM
+    limits = {
+        "worker_connections": worker.worker_connections,
+        "the limit of open files (ulimit -n)": open_files(),
+    }
+    return [
+        f"{name} is {limit:,}: a quarter of it stays free, and so {room_to_wait(limit):,} requests may wait"
+        f" in a worker; for {wanted:,} (max_waiting) it must be {-(-wanted * 4 // 3):,} at least"
+        for name, limit in limits.items()
+        if limit is not None and room_to_wait(limit) < wanted
+    ]
 
 
 class _Heartbeat:

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 from .._lib.per_process import PerProcess
 from .gunicorn import gunicorn_on_stack
 
+if sys.platform != "win32":
+    import resource
+
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
@@ -70,6 +73,30 @@ def room_to_wait(capacity: int) -> int:
     return max(1, capacity - max(1, -(-capacity // 4)))
 
 
+ROOM = 1000
+"""Requests that may wait in one process, if ``max_waiting`` is not set, where they take no slot."""
+
+
+def room_for(connections: int | None = None, files: int | None = None) -> int:
+    """Return how many requests may wait where they take no slot of the server.
+
+    Each has a connection, and so a file. A quarter of both stays free.
+
+    :param connections: how many the server takes at once.
+    :param files: how many it can have open, if that is less than the system lets it.
+    """
+    limits = [limit for limit in (connections, files, open_files()) if limit is not None]
+    return min([ROOM, *map(room_to_wait, limits)])
+
+
+def open_files() -> int | None:
+    """Return how many files this process may have open; ``None`` if the system does not say."""
+    if sys.platform == "win32":
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
 def _uwsgi() -> int | None:
     uwsgi: Any = sys.modules.get("uwsgi")  # exists only inside uWSGI
     cores = getattr(uwsgi, "cores", None)  # of one process: its threads or its greenlets
@@ -95,9 +122,10 @@ def cheroot_thread() -> Any:
     return thread if type(thread).__module__ == "cheroot.workers.threadpool" else None
 
 
-# gunicorn's sync workers without the integration: a request that waits looks like one that hangs
+# gunicorn's workers without the integration: a request that waits looks like one that hangs
 
 _longest_wait = 0.0
+_most_waiting = 0
 _warned = False
 
 
@@ -107,16 +135,26 @@ def longest_wait() -> float:
     return _longest_wait
 
 
-def middleware_made(max_wait: float) -> None:
-    """Note how many seconds a new middleware may hold a request; warn if gunicorn would kill its worker."""
-    global _longest_wait
+def most_waiting() -> int:
+    """Return the largest ``max_waiting`` that was set for these middlewares; 0 if none was."""
+    return _most_waiting
+
+
+def middleware_made(max_wait: float, max_waiting: int | None = None) -> None:
+    """Note how many seconds a new middleware may hold a request, and how many of them; warn if that hurts
+    gunicorn's workers."""
+    global _longest_wait, _most_waiting
     _longest_wait = max(_longest_wait, max_wait)
+    _most_waiting = max(_most_waiting, max_waiting or 0)
     if HOOK not in sys.modules:
-        warn_if_waiting_kills()
+        warn_if_waiting_hurts()
 
 
-def warn_if_waiting_kills() -> None:
-    """Log, once, if gunicorn will kill a worker whose request waits. Cheap if there is nothing to log."""
+def warn_if_waiting_hurts() -> None:
+    """Log, once, if gunicorn will kill a worker whose request waits, or that takes all its threads.
+
+    Cheap if there is nothing to log.
+    """
     global _warned
     if _warned or this_server().told:
         return
@@ -124,15 +162,25 @@ def warn_if_waiting_kills() -> None:
     if gunicorn is None:
         return
     cfg = gunicorn.config
-    if cfg.worker_class_str not in ("sync", "tornado") or not 0 < cfg.timeout <= _longest_wait:
-        return
-    _warned = True
-    _log.warning(
-        "a request may wait for %g s here (max_wait), but gunicorn kills a %s worker that is silent for %g s:"
-        " put `from %s import *` into gunicorn.conf.py, or set max_wait below gunicorn's timeout,"
-        " or take gthread workers",
-        _longest_wait,
-        cfg.worker_class_str,
-        cfg.timeout,
-        HOOK,
-    )
+    if cfg.worker_class_str == "gthread":
+        _warned = True
+        _log.warning(
+            "a request that waits for its function takes one of its %d threads from a gthread worker, so that"
+            " %d of them stop it, health checks included; with `from %s import *` in gunicorn.conf.py"
+            " it takes none, and %s may wait in each worker",
+            cfg.threads,
+            cfg.threads,
+            HOOK,
+            f"{ROOM:,}",
+        )
+    elif cfg.worker_class_str in ("sync", "tornado") and 0 < cfg.timeout <= _longest_wait:
+        _warned = True
+        _log.warning(
+            "a request may wait for %g s here (max_wait), but gunicorn kills a %s worker that is silent for"
+            " %g s: put `from %s import *` into gunicorn.conf.py, or set max_wait below gunicorn's timeout,"
+            " or take gthread workers",
+            _longest_wait,
+            cfg.worker_class_str,
+            cfg.timeout,
+            HOOK,
+        )

@@ -12,7 +12,8 @@ from werkzeug.http import parse_accept_header
 
 from ..activation.request_queue import GRACE, Caller
 from ..servers.client import wait_check
-from ..servers.server import capacity_of, room_to_wait, warn_if_waiting_kills
+from ..servers.server import warn_if_waiting_hurts
+from ..servers.slots import waiting_in
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -70,11 +71,14 @@ def is_navigation(environ: WSGIEnvironment) -> bool:
     return "HTTP_ACCEPT" in environ and media_type(environ) == "text/html"
 
 
-def caller_of(environ: WSGIEnvironment, arrived: float, page_after: float | None) -> Caller:
+def caller_of(
+    environ: WSGIEnvironment, arrived: float, page_after: float | None, in_app: bool = False
+) -> Caller:
     """Return what the request queue must know about a request. Call this in the thread that serves it.
 
     :param arrived: monotonic seconds at which it came.
     :param page_after: seconds after which a browser's navigation gets the waking page; ``None``: never.
+    :param in_app: whether the application has been called for it already.
     """
     header = environ.get("HTTP_PREFER")
     preferences = parse_prefer(header) if header else Preferences()
@@ -83,6 +87,5 @@ def caller_of(environ: WSGIEnvironment, arrived: float, page_after: float | None
         wish, patience = "respond-async", max(GRACE, preferences.wait or 0.0)
     elif page_after is not None and page_after < patience and is_navigation(environ):
         wish, patience = "page", max(GRACE, page_after)
-    if not environ.get("wsgi.multithread", True):
-        warn_if_waiting_kills()
-    return Caller(arrived, wish, patience, wait_check(environ), lambda: room_to_wait(capacity_of(environ)))
+    warn_if_waiting_hurts()
+    return Caller(arrived, wish, patience, wait_check(environ), *waiting_in(environ, in_app))

@@ -66,7 +66,7 @@ class Replay:
             return None
         since = call.passed_at if woken_since else self._clock()
         try:
-            caller = caller_of(call.environ, arrived, self._settings.page_after)
+            caller = caller_of(call.environ, arrived, self._settings.page_after, in_app=True)
             renewed = self._queue.hold(state.function, caller, since)
         except (ProviderError, TooManyWaiting):
             return None

@@ -14,10 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from gunicorn.config import KNOWN_SETTINGS
 
 from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
+
+# gunicorn has one from 25 on, in a place that several gunicorns would share.
+NO_CONTROL_SOCKET = (
+    ["--no-control-socket"] if any(each.name == "control_socket" for each in KNOWN_SETTINGS) else []
+)
 
 
 def free_port() -> int:
@@ -101,10 +107,13 @@ def gunicorn(
     unix: str = "",
     root: Path = ROOT,
 ) -> Iterator[Server]:
-    """Run ``app`` under gunicorn; ``unix`` is the path of a Unix socket in place of a port."""
+    """Run ``app`` under gunicorn.
+
+    ``unix`` is the path of a Unix socket in place of a port; without ``worker`` the options say which.
+    """
     port = unix or free_port()
     bind = f"unix:{unix}" if unix else f"127.0.0.1:{port}"
-    command = [sys.executable, "-m", "gunicorn", app, "-b", bind, "-k", worker]
-    command += ["--no-control-socket", "--graceful-timeout", "5", *options]
+    command = [sys.executable, "-m", "gunicorn", app, "-b", bind, *(["-k", worker] if worker else [])]
+    command += [*NO_CONTROL_SOCKET, "--graceful-timeout", "5", *options]
     with serving(command, port, log, env, root) as server:
         yield server

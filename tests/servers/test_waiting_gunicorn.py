@@ -28,7 +28,7 @@ SITE = "tests.servers.matrix_site:application"
 HOOK = ["-c", "python:tests.servers.matrix_conf"]
 WORKERS = {
     "sync": ([], 1),
-    "gthread": (["--threads", "8"], 6),
+    "gthread": (["--threads", "8"], 100),
     "gevent": (["--worker-connections", "16"], 12),
 }
 """Each worker's options, and how many requests may wait in it."""
@@ -107,10 +107,9 @@ def test_a_hook_of_ones_own_may_call_ours(tmp_path: Path) -> None:
         SITE, tmp_path / "log", "-c", "python:tests.servers.waiting_conf", "--threads", "4"
     ) as server:
         until(lambda: "and the site's own" in server.log)
-        held = hold(3, lambda: ask(server.address, "/function/after-800-a"))
-        until(lambda: waiting(server) == 3)
-        assert ask(server.address, "/function/after-100-b").status == 503
-        assert held.statuses() == [200] * 3
+        held = hold(8, lambda: ask(server.address, "/function/after-800-a"))
+        until(lambda: waiting(server) == 8)
+        assert held.statuses() == [200] * 8
 
 
 # Combinations that hurt
@@ -209,7 +208,7 @@ def cold_requests(server: Server, count: int) -> Iterator[None]:
     command = [sys.executable, "-m", "tests.servers.waiting_load", str(server.address[1])]
     load = subprocess.Popen([*command, "/function/never", str(count)], stdin=subprocess.PIPE, cwd=ROOT)
     try:
-        until(lambda: waiting(server) == 6)
+        until(lambda: waiting(server) == count)
         time.sleep(0.3)
         yield
     finally:
@@ -225,7 +224,8 @@ def p99(server: Server, count: int = 1000) -> float:
 
 
 def test_80_cold_requests_at_8_threads_do_not_slow_a_warm_function_down(tmp_path: Path) -> None:
-    """The 99th percentile at most doubles. The middle of five rounds: other processes disturb one or two."""
+    """The 99th percentile is at most 1.5 times as high. The middle of five rounds: other processes disturb
+    one or two."""
     rounds = []
     with gunicorn(SITE, tmp_path / "log", *HOOK, "--threads", "8") as server:
         p99(server)
@@ -235,7 +235,7 @@ def test_80_cold_requests_at_8_threads_do_not_slow_a_warm_function_down(tmp_path
                 rounds.append((without, p99(server)))
     for without, among in rounds:
         print(f"p99 of a warm function: {without:.2f} ms alone, {among:.2f} ms among 80 cold requests")
-    assert statistics.median(among / without for without, among in rounds) <= 2.0, rounds
+    assert statistics.median(among / without for without, among in rounds) <= 1.5, rounds
 
 
 # Very many

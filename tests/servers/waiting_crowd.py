@@ -1,5 +1,8 @@
-"""Very many clients in one process: ``waiting_crowd.py PORT PATH COUNT`` sends so many requests, says
-``sent``, and tells as JSON which status lines it was answered with, and how often, once all have been."""
+"""Very many clients in one process: ``waiting_crowd.py PORT PATH COUNT [END]`` sends so many requests, says
+``sent``, and tells as JSON which status lines it was answered with, and how often, once all have been.
+
+An answer that does not end with ``END`` counts as broken.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ import socket
 import sys
 from collections import Counter, defaultdict
 
-BODY = b"\r\n\r\n{}\n"
+BODY = "\r\n\r\n{}\n"
 
 
-def crowd(port: int, path: str, count: int) -> Counter[str]:
+def crowd(port: int, path: str, count: int, end: str = BODY) -> Counter[str]:
     selector = selectors.DefaultSelector()
     request = f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode()
     for _ in range(count):
@@ -36,11 +39,11 @@ def crowd(port: int, path: str, count: int) -> Counter[str]:
                 if data:
                     continue
                 head = received[sock].partition(b"\r\n")[0].decode()
-                answers[head if received[sock].endswith(BODY) else f"broken: {head}"] += 1
+                answers[head if received[sock].endswith(end.encode()) else f"broken: {head}"] += 1
             selector.unregister(sock)
             sock.close()
     return answers
 
 
 if __name__ == "__main__":
-    print(json.dumps(crowd(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))), flush=True)
+    print(json.dumps(crowd(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), *sys.argv[4:])), flush=True)
