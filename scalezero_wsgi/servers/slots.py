@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from .cheroot import cheroot_slots
 from .server import capacity_of, room_to_wait
 from .thread_pool import PoolThread
+from .waitress import waitress_slots
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -20,12 +22,12 @@ if TYPE_CHECKING:
     from .line import Slots
 
 
-def slots_of(environ: WSGIEnvironment) -> Slots | None:  # noqa: ARG001
+def slots_of(environ: WSGIEnvironment) -> Slots | None:
     """Return the slots of which a request has one; ``None`` where it cannot give it back."""
     thread = threading.current_thread()
     if isinstance(thread, PoolThread):
         return thread.pool
-    return None
+    return waitress_slots(environ) or cheroot_slots()
 
 
 class Waiting(NamedTuple):

@@ -33,11 +33,19 @@ PYTHON = [sys.executable, "-m"]
 
 @dataclass(frozen=True)
 class Setup:
-    """A server's command for an address, and how many requests it serves at once."""
+    """A server's command for an address, and how many requests it serves at once.
+
+    ``room`` is how many may wait where they take none of its places.
+    """
 
     command: Callable[[int | str], list[str]]
     places: int
     unix: bool = False
+    room: int | None = None
+
+    @property
+    def env(self) -> dict[str, str]:
+        return ENV if self.room is None else {**ENV, "SCALEZERO_MAX_WAITING": str(self.room)}
 
     @property
     def alone(self) -> bool:
@@ -66,15 +74,21 @@ def uwsgi(*options: str) -> Callable[[int | str], list[str]]:
 SETUPS = {
     "gunicorn-sync": Setup(gunicorn("sync"), 1),
     "gunicorn-sync-unix": Setup(gunicorn("sync"), 1, unix=True),
-    "gunicorn-gthread": Setup(gunicorn("gthread", "--threads", "8"), 8),
-    "gunicorn-gthread-unix": Setup(gunicorn("gthread", "--threads", "8"), 8, unix=True),
+    "gunicorn-gthread": Setup(gunicorn("gthread", "--threads", "4"), 4, room=12),
+    "gunicorn-gthread-unix": Setup(gunicorn("gthread", "--threads", "4"), 4, unix=True, room=12),
     "gunicorn-gevent": Setup(gunicorn("gevent", "--worker-connections", "16"), 16),
     "gunicorn-gevent-unix": Setup(gunicorn("gevent", "--worker-connections", "16"), 16, unix=True),
     "waitress": Setup(
-        lambda port: [*PYTHON, "waitress", f"--listen=127.0.0.1:{port}", "--threads=8", SITE], 8
+        lambda port: [*PYTHON, "waitress", f"--listen=127.0.0.1:{port}", "--threads=4", SITE], 4, room=12
     ),
+    # By default it has 5 connections wait to be accepted: to others the system answers a second later.
     "cheroot": Setup(
-        lambda port: [*PYTHON, "cheroot", SITE, "--bind", f"127.0.0.1:{port}", "--threads", "8"], 8
+        lambda port: [
+            *(*PYTHON, "cheroot", SITE, "--bind", f"127.0.0.1:{port}"),
+            *("--threads", "4", "--request-queue-size", "128"),
+        ],
+        4,
+        room=12,
     ),
     "werkzeug": Setup(lambda port: [*PYTHON, "tests.servers.matrix_werkzeug", str(port)], UNKNOWN_CAPACITY),
     "uwsgi-threads": Setup(uwsgi("--threads", "8"), 8),
@@ -119,7 +133,7 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     setup: Setup = request.param
     directory = tmp_path_factory.mktemp("server")
     port = str(directory / "socket") if setup.unix else free_port()
-    with serving(setup.command(port), port, directory / "log", ENV) as server:
+    with serving(setup.command(port), port, directory / "log", setup.env) as server:
         yield Site(setup, server)
         assert "Traceback" not in server.log
 
@@ -144,7 +158,7 @@ def test_the_deadline_is_kept(site: Site) -> None:
 
 @pytest.mark.parametrize("site", params(alone=False), indirect=True, scope="module")
 def test_who_finds_no_place_is_refused_at_once_and_others_are_answered(site: Site) -> None:
-    room = room_to_wait(site.setup.places)
+    room = site.setup.room or room_to_wait(site.setup.places)
     name = f"/function/after-{2500 if room > 50 else 1000}-full"
     held = hold(room, lambda: site.ask(name))
     site.until_waiting(room)
