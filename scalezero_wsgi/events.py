@@ -183,7 +183,7 @@ class EventLog:
             self._seen.set(key, (now + _QUIET, 0))
             if unsaid:
                 line = f"{line} (and {unsaid} times before, not logged)"
-        logger.log(level, "%s", _one_line(line))
+        logger.log(level, "%s", line if line.isprintable() else _one_line(line))
 
     def _is_of_an_outage(self, event: Event) -> bool:
         """Return whether the line that was logged about an outage covers this event."""

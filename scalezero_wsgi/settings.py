@@ -78,8 +78,8 @@ class Settings:
         ``scalezero.max-wait`` says it as well.
     :param linger: for how long a start is still watched, now and then, once nobody waits for it. The label
         ``scalezero.linger`` says it for one function.
-    :param max_waiting: how many requests may wait in one process. By default a quarter of the places that
-        the server has, and one at least, stay free.
+    :param max_waiting: how many requests may wait in one process. By default 1,000 where they take no
+        place of the server; elsewhere a quarter of its places, and one at least, stay free.
     :param max_waiting_per_function: how many of them for one function; by default as many.
     :param release_rate: after a start, how many of those that waited go on in a second; ``None``: all.
     :param page_after: after how long a person's browser gets the waking page; ``None``: never.

@@ -141,7 +141,8 @@ class RequestQueue:
 
     def warm(self, function: Function) -> FunctionMeta | None:
         """Return the entry if a request may be passed down at once; refresh it if it is not fresh."""
-        meta = self._cache.find(function)
+        state = self._cache.find_state(function)
+        meta = None if state is None else state.meta
         if meta is None or not meta.available:
             return None
         match self._cache.freshness(meta):

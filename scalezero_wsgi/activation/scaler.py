@@ -230,7 +230,8 @@ class FunctionScaler:
             return min(flight.until, flight.wanted_until + self._linger_of(function))
 
         # The last flight may have ended after the caller decided to join. Its result may be enough.
-        meta = self._cache.find(function)
+        state = self._cache.find_state(function)
+        meta = None if state is None else state.meta
         if meta is not None and meta.available and meta.last_refresh >= since:
             if self._cache.freshness(meta) is Freshness.FRESH:
                 return meta

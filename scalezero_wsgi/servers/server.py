@@ -141,8 +141,8 @@ def most_waiting() -> int:
 
 
 def middleware_made(max_wait: float, max_waiting: int | None = None) -> None:
-    """Note how many seconds a new middleware may hold a request, and how many of them; warn if its server
-    will not bear it."""
+    """Note how many seconds a new middleware may hold a request, and how many of them; warn if that hurts
+    gunicorn's workers."""
     global _longest_wait, _most_waiting
     _longest_wait = max(_longest_wait, max_wait)
     _most_waiting = max(_most_waiting, max_waiting or 0)
@@ -151,9 +151,9 @@ def middleware_made(max_wait: float, max_waiting: int | None = None) -> None:
 
 
 def warn_if_waiting_hurts() -> None:
-    """Log, once, what it means for gunicorn's workers that nobody told them that waiting is not hanging.
+    """Log, once, if gunicorn will kill a worker whose request waits, or that takes all its threads.
 
-    Cheap when there is nothing to log.
+    Cheap if there is nothing to log.
     """
     global _warned
     if _warned or this_server().told:

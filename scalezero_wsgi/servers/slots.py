@@ -20,6 +20,19 @@ if TYPE_CHECKING:
     from .line import Slots
 
 
+def slots_of(environ: WSGIEnvironment) -> Slots | None:
+    """Return the slots of which a request has one; ``None`` where it cannot give it back.
+
+    To be called in the thread that serves the request, for that is how its server is found.
+    """
+    thread = threading.current_thread()
+    if isinstance(thread, PoolThread):
+        return thread.pool
+    if "waitress.client_disconnected" in environ:
+        return waitress_slots(environ)
+    return cheroot_slots() if "cheroot" in sys.modules else None
+
+
 class Waiting(NamedTuple):
     """How a request may wait under its server.
 
@@ -32,18 +45,11 @@ class Waiting(NamedTuple):
 
 
 def waiting_in(environ: WSGIEnvironment, in_app: bool = False) -> Waiting:
-    """Return how a request may wait, by the thread that serves it: this one.
+    """Return how a request may wait. To be called in the thread that serves it.
 
     :param in_app: whether the application has been called for it, and may go on with it when the wait fails.
     """
-    thread = threading.current_thread()
-    slots: Slots | None = None
-    if isinstance(thread, PoolThread):
-        slots = thread.pool
-    elif "waitress.client_disconnected" in environ:
-        slots = waitress_slots(environ)
-    elif "cheroot" in sys.modules:
-        slots = cheroot_slots()
+    slots = slots_of(environ)
     if slots is None:
         return Waiting(lambda: room_to_wait(capacity_of(environ)), contextlib.nullcontext)
     # An HTTP/2 connection keeps its thread: the next of its requests runs in it.
@@ -70,3 +76,14 @@ def without_slot(slots: Slots, in_order: bool = False) -> Iterator[None]:
             slots.take_at_once()
         raise
     slots.take()
+
+
+def give_back(environ: WSGIEnvironment) -> contextlib.AbstractContextManager[None]:
+    """Return a context for an application that waits, for a slow answer say: within it the request has no
+    slot, and at its end it waits for one.
+
+    Where it cannot give its slot back nothing happens. ``max_waiting`` does not bound how many do so.
+
+    :param environ: of the request; to be called in the thread that serves it.
+    """
+    return waiting_in(environ, in_app=True).without_slot()

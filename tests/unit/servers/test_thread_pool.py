@@ -11,7 +11,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 
 import pytest
 
-from scalezero_wsgi.servers.slots import waiting_in, without_slot
+from scalezero_wsgi.servers.slots import slots_of, without_slot
 from scalezero_wsgi.servers.thread_pool import STACK_SIZE, PoolThread, ThreadPool
 from tests.support.waiting import PATIENCE, until
 
@@ -61,9 +61,9 @@ def held(pool: ThreadPool, hold: Callable[[], object], then: Callable[[], object
     """Submit a request that is held, and then passed down."""
 
     def request() -> None:
-        waiting = waiting_in({})
-        assert waiting.room() == pool.room
-        with waiting.without_slot():
+        slots = slots_of({})
+        assert slots is pool
+        with without_slot(slots):
             hold()
         then()
 
