@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -199,6 +200,17 @@ def test_a_callback_that_fails_ends_no_thread(single: ThreadPool) -> None:
     first = single.submit(time.sleep, 0.01)
     first.add_done_callback(interrupt)  # type: ignore[arg-type]
     assert single.submit(lambda: 7).result(PATIENCE) == 7
+
+
+def test_an_idle_thread_keeps_nothing_of_its_last_call(single: ThreadPool) -> None:
+    def call(_: object) -> None: ...
+
+    argument = App()
+    kept = weakref.ref(argument)
+    single.submit(call, argument)
+    single.submit(call, argument).result(PATIENCE)
+    del argument
+    until(lambda: kept() is None)
 
 
 def test_what_was_cancelled_is_not_called(single: ThreadPool) -> None:
