@@ -159,7 +159,8 @@ def serve(functions: str | None, *, bind: str, workers: int, threads: int, trust
     provider = _provider(functions)
     # What is said in the environment wins.
     told = Settings.from_environ({"SCALEZERO_EXPOSE_FAILURES": str(only_this_host(bind)), **os.environ})
-    app = ScaleZeroMiddleware(FunctionProxy(trust_forwarded=trust_proxy), provider, settings=told)
+    proxy = FunctionProxy(trust_forwarded=trust_proxy, release_slot=True)
+    app = ScaleZeroMiddleware(proxy, provider, settings=told)
     check_bind(bind)
     for function in provider.stop_changed(STOP_TIMEOUT):
         _log.info("%s: stopped, for its settings have changed or it is set no longer", function)

@@ -56,6 +56,9 @@ class FunctionProxy:
         as available a little before it listens. A request that did not wait is tried once.
     :param trust_forwarded: whether a client's ``Forwarded`` and ``X-Forwarded-*`` are kept, with ours
         behind them; only for a proxy in front that writes them. Otherwise they are ours alone.
+    :param release_slot: whether a request gives its server's slot back while its client's body does not come,
+        or the function sends nothing for half a second, see :func:`~scalezero_wsgi.servers.slots.give_back`.
+        Then more requests may be in this app than the server has threads.
     :raises SettingError: an argument has a value that is not allowed.
     """
 
@@ -70,6 +73,7 @@ class FunctionProxy:
         body_timeout: float = 60.0,
         connect_patience: float = 1.0,
         trust_forwarded: bool = False,
+        release_slot: bool = False,
     ) -> None:
         self._endpoint = _template(endpoint) if isinstance(endpoint, str) else endpoint
         self._prefix, self._follows = prefix, prefix is None
@@ -81,6 +85,7 @@ class FunctionProxy:
         self._timeouts = Timeouts(**named, slice=min(SLICE, *named.values()))
         self._connect_patience = connect_patience
         self._trust = trust_forwarded
+        self._release_slot = release_slot
         self._pools = PerProcess(lambda: Pool(connect_timeout))
 
     def follow_route(self, prefix: str) -> None:
@@ -179,7 +184,9 @@ class FunctionProxy:
                 waited = environ.get("scalezero_wsgi.waited", 0.0) > 0
                 connection = pool.connect(endpoint.origin, self._connect_patience if waited else 0.0)
             reader = ResponseReader(method, upgrade)
-            call.exchange = Exchange(pool, connection, outgoing, reader, self._timeouts, environ)
+            call.exchange = Exchange(
+                pool, connection, outgoing, reader, self._timeouts, environ, self._release_slot
+            )
             try:
                 return call.exchange.begin()
             except ConnectionUnusable as error:

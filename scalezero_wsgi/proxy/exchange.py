@@ -11,10 +11,12 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from ..model import ClientGone
 from ..servers.client import client_disconnected
+from ..servers.slots import give_back
 from .body import Body
 from .errors import BadResponse, ClientBodyError, ConnectionUnusable, FunctionTimeout
 from .parser import ResponseReader
@@ -111,12 +113,13 @@ class Exchange:
     """Sends a request and reads its response. For one thread; ``close()`` must be called in the end.
 
     :param environ: of the request: tells if the client is still connected.
+    :param release_slot: whether to give the request's slot back in a wait that lasts.
     :ivar reader: what has been read of the response.
     """
 
     __slots__ = (
-        "_connection", "_deadline", "_environ", "_gone", "_outgoing", "_pool", "_sending", "_slice", "_sock",
-        "_spoiled", "_timeouts", "reader",
+        "_connection", "_deadline", "_environ", "_gone", "_outgoing", "_pool", "_release_slot", "_sending",
+        "_slice", "_sock", "_spoiled", "_timeouts", "reader",
     )  # fmt: skip
 
     def __init__(
@@ -127,6 +130,7 @@ class Exchange:
         reader: ResponseReader,
         timeouts: Timeouts,
         environ: WSGIEnvironment,
+        release_slot: bool = False,
     ) -> None:
         self._pool = pool
         self._connection: Connection | None = connection
@@ -134,6 +138,7 @@ class Exchange:
         self._outgoing = outgoing
         self._timeouts = timeouts
         self._environ = environ
+        self._release_slot = release_slot
         self._gone: Callable[[], bool] | None = None
         self._sending = True
         self._spoiled = False  # whether part of the request is never sent
@@ -214,11 +219,22 @@ class Exchange:
             data = self._receive_while_sending()
             if data is not None:
                 return data
+        try:
+            return self._sock.recv(RECEIVE)
+        except TimeoutError:
+            with self._while_waiting():
+                return self._receive_late()
+        except OSError as error:
+            self._raise_lost(error)
+
+    def _receive_late(self) -> bytes:
+        """Return what comes next from a function that takes longer than a slice."""
         while True:
+            self._check()
             try:
                 return self._sock.recv(RECEIVE)
             except TimeoutError:
-                self._check()
+                pass
             except OSError as error:
                 self._raise_lost(error)
 
@@ -263,9 +279,14 @@ class Exchange:
         if client is None:
             if not wait(self._slice, (descriptor, select.POLLIN | select.POLLOUT)):
                 self._check()
-        elif not wait(self._slice, (descriptor, select.POLLIN), (client, select.POLLIN)):
-            if time.monotonic() >= body_deadline:
+        else:
+            with self._while_waiting():
+                came = wait(self._slice, (descriptor, select.POLLIN), (client, select.POLLIN))
+            if not came and time.monotonic() >= body_deadline:
                 raise ClientBodyError("it did not come in time", "408 REQUEST TIMEOUT")
+
+    def _while_waiting(self) -> AbstractContextManager[None]:
+        return give_back(self._environ) if self._release_slot else nullcontext()
 
     def _check(self) -> None:
         """Go on waiting, or raise."""
@@ -279,7 +300,7 @@ class Exchange:
         if self._gone():
             raise ClientGone
 
-    def _raise_lost(self, error: OSError) -> None:
+    def _raise_lost(self, error: OSError) -> NoReturn:
         if not self.reader.begun:
             raise ConnectionUnusable(f"the connection broke: {error}", False) from None
         raise BadResponse(f"the response is incomplete: {error}") from None
