@@ -1,1 +1,1 @@
-"""The WSGI server: its capacity, its heartbeat, its stop, and whether a client has disconnected."""
+"""The WSGI server: its capacity and slots, its heartbeat, its stop, and whether a client has disconnected."""

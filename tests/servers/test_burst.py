@@ -75,9 +75,7 @@ TABLE: dict[str, Callable[[int], list[str]]] = {
         *(*PYTHON, "waitress", f"--listen=127.0.0.1:{port}", "--threads=16"),
         *("--connection-limit=2000", "--asyncore-use-poll", SITE),
     ],
-    "waitress, its own limits": lambda port: [
-        *(*PYTHON, "waitress", f"--listen=127.0.0.1:{port}", "--threads=16", SITE)
-    ],
+    "waitress, its own limits": lambda port: [*PYTHON, "waitress", f"--listen=127.0.0.1:{port}", SITE],
     "cheroot, 16 threads": lambda port: [
         *(*PYTHON, "cheroot", SITE, "--bind", f"127.0.0.1:{port}"),
         *("--threads", "16", "--request-queue-size", "2000"),

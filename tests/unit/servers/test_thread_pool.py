@@ -140,6 +140,29 @@ def test_who_returns_and_who_is_new_take_turns(single: ThreadPool) -> None:
     assert order == ["returns 0", "new 0", "returns 1", "new 1", "returns 2", "new 2", "new 3"]
 
 
+def test_a_wake_shuts_out_no_new_requests_nor_they_the_wake(pool: ThreadPool) -> None:
+    """While three hundred return and new ones keep coming, about as many of those are served."""
+    released, app, served = threading.Event(), App(), 0
+    futures = [held(pool, lambda: released.wait(PATIENCE), lambda: app(0.001)) for _ in range(300)]
+    until(lambda: pool.waiting == 300)
+
+    def ask() -> None:
+        nonlocal served
+        while not all(future.done() for future in futures):
+            pool.submit(time.sleep, 0.001).result(PATIENCE)
+            if released.is_set():
+                served += 1  # a few are lost among threads, which does not matter
+
+    clients = [threading.Thread(target=ask) for _ in range(4 * pool.slots)]
+    for client in clients:
+        client.start()
+    released.set()
+    for client in clients:
+        client.join(PATIENCE)
+    assert app.served == 300
+    assert 100 <= served <= 900
+
+
 def test_an_answer_of_ours_does_not_wait_for_those_in_the_application(single: ThreadPool) -> None:
     gone, go_on, app = threading.Event(), threading.Event(), App()
 
