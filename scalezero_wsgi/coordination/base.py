@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from enum import Enum
+from typing import Protocol, runtime_checkable
 
 from ..model import Function, ReplicaStatus, ScaleZeroError
 
@@ -141,12 +142,42 @@ class WorkerReport:
     :param in_flight: requests that the application is serving.
     :param waiting: requests that are held until the function is available.
     :param unused_for: seconds since the last request; functions that were used long ago are left out.
+    :param acknowledged: the epochs of the drains for which it passes no request down any more, and has none in
+        flight.
     """
 
     worker: str
     in_flight: Mapping[Function, int] = field(default_factory=dict)
     waiting: Mapping[Function, int] = field(default_factory=dict)
     unused_for: Mapping[Function, float] = field(default_factory=dict)
+    acknowledged: Mapping[Function, int] = field(default_factory=dict)
+
+
+class DrainPhase(Enum):
+    """Where a function's way back to zero stands, or how the last one ended."""
+
+    DRAINING = "draining"
+    """Its replicas run; the workers are asked to pass no more requests down, and any request may undo it."""
+
+    STOPPING = "stopping"
+    """It is being scaled to zero; requests wait."""
+
+    ZERO = "zero"
+    """It was scaled to zero; the next request starts it."""
+
+    READY = "ready"
+    """It was not stopped: a request came, or something else spoke against it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """A function's way back to zero.
+
+    :param epoch: unique to it.
+    """
+
+    phase: DrainPhase
+    epoch: int
 
 
 class Changes(Protocol):
@@ -204,6 +235,22 @@ class Coordination(Protocol):
 
     def workers(self) -> Sequence[WorkerReport]:
         """Return the reports that have not expired."""
+
+
+@runtime_checkable
+class DrainingCoordination(Coordination, Protocol):
+    """A store through which functions may be scaled back to zero. With another one, none is."""
+
+    def drains(self) -> Mapping[Function, Drain]:
+        """Return the drains that are remembered, as of one moment."""
+
+    def change_drain(self, function: Function, before: Drain | None, after: Drain | None, keep: float) -> bool:
+        """Replace the function's drain by ``after`` if it is ``before``, in one step; return whether it was.
+
+        ``None`` is no drain, or one that is forgotten.
+
+        :param keep: seconds for which ``after`` is remembered.
+        """
 
 
 # The names of 0.1's first release, for stores that were written against it.

@@ -12,9 +12,19 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from ..model import Function, ReplicaStatus
-from .base import CoordinationError, Failure, ProviderFault, SharedStatus, Start, WorkerReport
+from .base import (
+    CoordinationError,
+    Drain,
+    DrainPhase,
+    Failure,
+    ProviderFault,
+    SharedStatus,
+    Start,
+    WorkerReport,
+)
 
-_REPORT_FIELDS = ("in_flight", "waiting", "unused_for")
+_REPORT_FIELDS = ("in_flight", "waiting", "unused_for", "acknowledged")
+_LATER_FIELDS = frozenset({"acknowledged"})  # which reports of 0.1's first release do not have
 _PARTS = {"status": ReplicaStatus, "failure": Failure, "start": Start, "trouble": ProviderFault}
 
 
@@ -62,10 +72,22 @@ def unpack_row(worker: str, text: str) -> WorkerReport:
             **{
                 field: {Function(name, namespace): value for name, namespace, value in values[field]}
                 for field in _REPORT_FIELDS
+                if field in values or field not in _LATER_FIELDS
             },
         )
     except (ValueError, LookupError, TypeError) as error:
         raise CoordinationError(f"a worker's row cannot be read: {error!r}") from error
+
+
+def read_drain(phase: str, epoch: int | str) -> Drain:
+    """Return the drain that a store holds.
+
+    :raises CoordinationError: this version does not know the phase.
+    """
+    try:
+        return Drain(DrainPhase(phase), int(epoch))
+    except ValueError as error:
+        raise CoordinationError(f"a drain cannot be read: {error}") from error
 
 
 def _fields(value: Any) -> dict[str, Any]:

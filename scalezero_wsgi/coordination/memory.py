@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from .._lib.per_process import PerProcess
 from ..model import Function
-from .base import Changes, Lease, SharedStatus, WorkerReport
+from .base import Changes, Drain, Lease, SharedStatus, WorkerReport
 
 SWEEP_EVERY = 1.0
 """Seconds between two removals of expired entries."""
@@ -25,6 +25,7 @@ class _Memory:
         self.leases: dict[Function, tuple[Lease, float]] = {}
         self.known: dict[Function, tuple[tuple[SharedStatus, float], float]] = {}
         self.reports: dict[str, tuple[WorkerReport, float]] = {}
+        self.drains: dict[Function, tuple[Drain, float]] = {}
         self.subscriptions: dict[Function, list[_Changes]] = {}
         self.sweep_at = 0.0
 
@@ -119,6 +120,21 @@ class MemoryCoordination:
         with self._locked() as (memory, now):
             return [row for row, expires in memory.reports.values() if now < expires]
 
+    def drains(self) -> Mapping[Function, Drain]:
+        """Return the drains that are remembered."""
+        with self._locked() as (memory, now):
+            return {function: drain for function, (drain, expires) in memory.drains.items() if now < expires}
+
+    def change_drain(self, function: Function, before: Drain | None, after: Drain | None, keep: float) -> bool:
+        """Compare and set the function's drain."""
+        with self._locked() as (memory, now):
+            if _unexpired(memory.drains.get(function), now) != before:
+                return False
+            memory.drains.pop(function, None)
+            if after is not None:
+                memory.drains[function] = after, now + keep
+            return True
+
     @contextmanager
     def _locked(self) -> Iterator[tuple[_Memory, float]]:
         memory = self._memory.get()
@@ -126,7 +142,7 @@ class MemoryCoordination:
             now = self._clock()
             if now >= memory.sweep_at:
                 memory.sweep_at = now + SWEEP_EVERY
-                for entries in (memory.leases, memory.known, memory.reports):
+                for entries in (memory.leases, memory.known, memory.reports, memory.drains):
                     _sweep(entries, now)
             yield memory, now
 

@@ -10,15 +10,15 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from .._lib.per_process import PerProcess
 from ..model import Function, MissingExtra, SettingError
-from .base import Changes, CoordinationError, Lease, SharedStatus, WorkerReport
-from .codec import pack, pack_row, unpack, unpack_row
+from .base import Changes, CoordinationError, Drain, Lease, SharedStatus, WorkerReport
+from .codec import pack, pack_row, read_drain, unpack, unpack_row
 
 try:
     redis: Any = import_module("redis")  # as Any: the types differ between the supported versions
@@ -77,7 +77,26 @@ redis.call('HSET', KEYS[1], ARGV[2], string.format('%.6f ', now + ARGV[1] / 1000
 if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[1]) then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
 """
 
-# KEYS: workers.
+# KEYS: drains, a hash of "<expires> <phase> <epoch>". ARGV: function, before, after, time to keep in ms. An
+# empty text is no drain.
+_CHANGE_DRAIN = f"""{_NOW}
+local rows = redis.call('HGETALL', KEYS[1])
+for i = 1, #rows, 2 do
+    local expires = tonumber(string.match(rows[i + 1], '^%S+') or '') or 0
+    if expires <= now then redis.call('HDEL', KEYS[1], rows[i]) end
+end
+local held = redis.call('HGET', KEYS[1], ARGV[1]) or ''
+if string.gsub(held, '^%S+ ', '') ~= ARGV[2] then return 0 end
+if ARGV[3] == '' then
+    redis.call('HDEL', KEYS[1], ARGV[1])
+    return 1
+end
+redis.call('HSET', KEYS[1], ARGV[1], string.format('%.6f ', now + ARGV[4] / 1000) .. ARGV[3])
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[4]) then redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
+return 1
+"""
+
+# KEYS: workers, or drains.
 _WORKERS = f"""{_NOW}
 return {{string.format('%.6f', now), redis.call('HGETALL', KEYS[1])}}
 """
@@ -191,6 +210,27 @@ class RedisCoordination:
         now, found = self._run(_WORKERS, [self._workers])
         rows = [(worker, *_split_time(text)) for worker, text in zip(found[::2], found[1::2], strict=True)]
         return [unpack_row(worker, record) for worker, expires, record in rows if float(now) < expires]
+
+    def drains(self) -> Mapping[Function, Drain]:
+        """Return the drains that are remembered."""
+        now, found = self._run(_WORKERS, [self._drains])
+        drains = {}
+        for key, text in zip(found[::2], found[1::2], strict=True):
+            expires, record = _split_time(text)
+            name, _, namespace = key.partition("/")
+            if float(now) < expires:
+                drains[Function(name, namespace)] = read_drain(*(record.split(" ", 1) + [""])[:2])
+        return drains
+
+    def change_drain(self, function: Function, before: Drain | None, after: Drain | None, keep: float) -> bool:
+        """Compare and set the function's drain."""
+        drains = [f"{drain.phase.value} {drain.epoch}" if drain else "" for drain in (before, after)]
+        key = f"{function.name}/{function.namespace}"
+        return bool(self._run(_CHANGE_DRAIN, [self._drains], key, *drains, _milliseconds(keep)))
+
+    @property
+    def _drains(self) -> str:
+        return f"{self._prefix}:drains"
 
     @property
     def _workers(self) -> str:

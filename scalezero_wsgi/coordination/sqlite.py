@@ -16,14 +16,14 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from .._lib.per_process import PerProcess
 from ..model import Function
-from .base import Changes, Lease, SharedStatus, WorkerReport
-from .codec import pack, pack_row, unpack, unpack_row
+from .base import Changes, Drain, Lease, SharedStatus, WorkerReport
+from .codec import pack, pack_row, read_drain, unpack, unpack_row
 from .sqlite_file import check_private, errors, fetch, is_busy, is_full, is_useless, prepare, reuse_log
 
 T = TypeVar("T")
@@ -237,6 +237,31 @@ class SQLiteCoordination:
         select = "SELECT worker, record FROM workers WHERE expires > ?"
         rows = self._use(lambda connection: fetch(connection, select, self._clock()))
         return [unpack_row(worker, record) for worker, record in rows]
+
+    def drains(self) -> Mapping[Function, Drain]:
+        """Return the drains that are remembered."""
+        select = "SELECT name, namespace, phase, epoch FROM drains WHERE expires > ?"
+        rows = self._use(lambda connection: fetch(connection, select, self._clock()))
+        return {Function(name, namespace): read_drain(phase, epoch) for name, namespace, phase, epoch in rows}
+
+    def change_drain(self, function: Function, before: Drain | None, after: Drain | None, keep: float) -> bool:
+        """Compare and set the function's drain."""
+
+        def change(connection: sqlite3.Connection) -> bool:
+            now = self._clock()
+            connection.execute("DELETE FROM drains WHERE expires <= ?", (now,))
+            select = "SELECT phase, epoch FROM drains WHERE name = ? AND namespace = ?"
+            expected = [] if before is None else [(before.phase.value, before.epoch)]
+            if fetch(connection, select, *function) != expected:
+                return False
+            if after is None:
+                connection.execute("DELETE FROM drains WHERE name = ? AND namespace = ?", function)
+            else:
+                row = (*function, after.phase.value, after.epoch, now + keep)
+                connection.execute("INSERT OR REPLACE INTO drains VALUES (?, ?, ?, ?, ?)", row)
+            return True
+
+        return self._write(change)
 
     def _version(self) -> object:
         """Return what differs after every commit, of this process or another, and in another file."""

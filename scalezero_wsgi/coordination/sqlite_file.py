@@ -31,6 +31,12 @@ _SCHEMA = (
     "CREATE INDEX forgotten ON known (expires)",
 )
 
+_DRAINS = (
+    "CREATE TABLE IF NOT EXISTS drains (name TEXT, namespace TEXT, phase TEXT NOT NULL, epoch INTEGER NOT NULL,"
+    " expires REAL NOT NULL, PRIMARY KEY (name, namespace)) WITHOUT ROWID"
+)
+"""Apart: a file that was made before there were drains has no such table, and is used on."""
+
 
 class _OldFile(sqlite3.DatabaseError):
     pass
@@ -56,7 +62,8 @@ def prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA synchronous = OFF")  # nothing here has to survive a crash of the host
     if not tables:
         _create_tables(connection)
-    elif fetch(connection, "SELECT id FROM boot")[0][0] != _boot_id():
+    connection.execute(_DRAINS)
+    if tables and fetch(connection, "SELECT id FROM boot")[0][0] != _boot_id():
         _empty(connection)
 
 
@@ -73,7 +80,7 @@ def _create_tables(connection: sqlite3.Connection) -> None:
 def _empty(connection: sqlite3.Connection) -> None:
     """Delete all entries: their times are of an earlier boot's clock."""
     connection.execute("BEGIN IMMEDIATE")
-    for table in ("leases", "known", "workers"):
+    for table in ("leases", "known", "workers", "drains"):
         connection.execute(f"DELETE FROM {table}")  # noqa: S608
     connection.execute("UPDATE boot SET id = ?, token = 0", (_boot_id(),))
     connection.execute("COMMIT")

@@ -15,6 +15,9 @@ from types import MappingProxyType
 from ..coordination.base import (
     Coordination,
     CoordinationError,
+    Drain,
+    DrainingCoordination,
+    DrainPhase,
     Failure,
     Lease,
     ProviderFault,
@@ -52,6 +55,9 @@ HELLO = Function("hello")
 
 TTL = 30.0
 """Seconds for which leases and reports last: longer than any test takes."""
+
+EPOCH = 1_764_357_000_123_456
+"""A drain's epoch, as large as tokens become."""
 
 UP = SharedStatus(ReplicaStatus(1, 1))
 
@@ -366,7 +372,8 @@ class CoordinationContract:
 
     def test_workers_report(self, bench: CoordinationBench) -> None:
         """The last report of each counts, until it leaves."""
-        a = WorkerReport("host:1:x", {HELLO: 2, Function("a", "b"): 0}, {Function("a.b"): 1}, {HELLO: 0.25})
+        in_flight, waiting = {HELLO: 2, Function("a", "b"): 0}, {Function("a.b"): 1}
+        a = WorkerReport("host:1:x", in_flight, waiting, {HELLO: 0.25}, {HELLO: 1_764_357_000_123_456})
         b = WorkerReport("host:2:ä")
         store, other = bench.open(), bench.open()
         store.report(WorkerReport("host:1:x", {HELLO: 1}), TTL)
@@ -385,6 +392,74 @@ class CoordinationContract:
         assert list(bench.open().workers()) == [WorkerReport("b")]
         store.report(WorkerReport("a"), TTL)
         assert len(store.workers()) == 2
+
+    # Drains: only of a store that can be used to scale functions back to zero
+
+    def test_a_drain_is_changed_only_from_what_it_is(self, bench: CoordinationBench) -> None:
+        """Each step is one compare-and-set: of phase and epoch."""
+        store, other = _draining(bench.open()), _draining(bench.open())
+        if store is None or other is None:
+            return
+        draining, epoch = Drain(DrainPhase.DRAINING, EPOCH), EPOCH
+        stopping = Drain(DrainPhase.STOPPING, epoch)
+        assert store.drains() == {}
+        assert not store.change_drain(HELLO, draining, stopping, TTL)
+        assert store.change_drain(HELLO, None, draining, TTL)
+        assert other.drains() == {HELLO: draining}
+        assert not other.change_drain(HELLO, None, Drain(DrainPhase.DRAINING, epoch + 1), TTL)
+        assert not other.change_drain(HELLO, Drain(DrainPhase.DRAINING, epoch + 1), stopping, TTL)
+        assert not other.change_drain(HELLO, stopping, draining, TTL)
+        assert not other.change_drain(Function("other"), draining, stopping, TTL)
+        for phase in (DrainPhase.STOPPING, DrainPhase.ZERO, DrainPhase.READY):
+            before, after = store.drains()[HELLO], Drain(phase, epoch)
+            assert other.change_drain(HELLO, before, after, TTL)
+            assert not store.change_drain(HELLO, before, after, TTL)
+            assert store.drains() == {HELLO: after}
+        assert store.change_drain(HELLO, Drain(DrainPhase.READY, epoch), None, TTL)
+        assert other.drains() == {}
+
+    def test_of_many_that_change_a_drain_one_wins(self, bench: CoordinationBench) -> None:
+        """From threads: half of them stop the function, half of them keep it."""
+        store, won = _draining(bench.open()), []
+        if store is None:
+            return
+        draining = Drain(DrainPhase.DRAINING, EPOCH)
+        store.change_drain(HELLO, None, draining, TTL)
+        phases = [DrainPhase.STOPPING, DrainPhase.READY] * 8
+
+        def change() -> None:
+            after = Drain(phases.pop(), EPOCH)
+            if store.change_drain(HELLO, draining, after, TTL):
+                won.append(after)
+
+        _in_threads(16, change)
+        assert [store.drains()[HELLO]] == won
+
+    def test_a_drain_is_forgotten(self, bench: CoordinationBench) -> None:
+        """After the time for which it is to be kept, and no other one with it."""
+        store = _draining(bench.open())
+        if store is None:
+            return
+        short, long = Drain(DrainPhase.ZERO, EPOCH), Drain(DrainPhase.DRAINING, EPOCH + 1)
+        other = Function("other", "there")
+        store.change_drain(HELLO, None, short, 0.2)
+        store.change_drain(other, None, long, TTL)
+        bench.pass_time(0.3)
+        assert store.drains() == {other: long}
+        assert not store.change_drain(HELLO, short, long, TTL)
+        assert store.change_drain(HELLO, None, long, TTL)
+
+    def test_drains_of_functions_do_not_touch_each_other(self, bench: CoordinationBench) -> None:
+        """Whatever characters their names have."""
+        store = _draining(bench.open())
+        if store is None:
+            return
+        drains = {
+            function: Drain(DrainPhase.DRAINING, number) for number, function in enumerate(COORDINATION_NAMES)
+        }
+        for function, drain in drains.items():
+            assert store.change_drain(function, None, drain, TTL)
+        assert store.drains() == drains
 
     # Changes
 
@@ -561,7 +636,7 @@ class CoordinationContract:
         if bench.down is None:
             return
         store = bench.down
-        lease = Lease(HELLO, "a", 1)
+        lease, draining = Lease(HELLO, "a", 1), _draining(store)
         for use in (
             lambda: store.acquire(HELLO, "a", TTL),
             lambda: store.renew(lease, TTL),
@@ -572,6 +647,7 @@ class CoordinationContract:
             lambda: store.report(WorkerReport("a"), TTL),
             lambda: store.leave("a"),
             lambda: store.workers(),
+            *([] if draining is None else [draining.drains, lambda: _begin_drain(draining)]),
         ):
             started_at = time.monotonic()
             try:
@@ -580,6 +656,15 @@ class CoordinationContract:
                 assert time.monotonic() - started_at <= bench.patience, "the error took too long"
             else:
                 raise AssertionError("no CoordinationError was raised")
+
+
+def _draining(store: Coordination) -> DrainingCoordination | None:
+    """Return the store if it has drains."""
+    return store if isinstance(store, DrainingCoordination) else None
+
+
+def _begin_drain(store: DrainingCoordination) -> bool:
+    return store.change_drain(HELLO, None, Drain(DrainPhase.DRAINING, EPOCH), TTL)
 
 
 def _wait_for_a_change(store: Coordination) -> None:
