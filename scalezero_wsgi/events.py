@@ -106,6 +106,35 @@ class RequestReplayed(FunctionEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class FunctionStopped(FunctionEvent):
+    """The function was idle and is at zero; this took ``after`` seconds from the decision on."""
+
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class DrainCancelled(FunctionEvent):
+    """The function was to be stopped, and is not, for ``reason``."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopRefused(FunctionEvent):
+    """The provider did not scale the idle function to zero; it is asked again after ``retry_after`` seconds."""
+
+    reason: str
+    retry_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class IdlingOff(Event):
+    """No function is scaled back to zero here, for ``reason``."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class CoordinationLost(Event):
     """The workers' store cannot be used; this worker goes on alone."""
 
@@ -143,6 +172,14 @@ def _describe(event: Event) -> tuple[int, str]:
             return logging.WARNING, f"{function}: refused a request: {reason}"
         case RequestReplayed(function, waited):
             return logging.INFO, f"{function}: was at zero, passed down again after {waited:.3f} s"
+        case FunctionStopped(function, after):
+            return logging.INFO, f"{function}: idle, scaled to zero after {after:.3f} s"
+        case DrainCancelled(function, reason):
+            return logging.INFO, f"{function}: not scaled to zero: {reason}"
+        case StopRefused(function, reason, retry_after):
+            return logging.WARNING, f"{function}: stays up ({reason}); next try in {retry_after:.0f} s"
+        case IdlingOff(reason):
+            return logging.WARNING, f"no function is scaled back to zero: {reason}"
         case CoordinationLost(error):
             return logging.WARNING, f"the workers' store cannot be used, going on alone: {error}"
         case CoordinationRestored():

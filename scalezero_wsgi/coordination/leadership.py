@@ -179,6 +179,15 @@ class LeasedLeadership(Leadership):
         if self._peers.attempt(self._store.renew, self._lease, LEASE) is False:
             self.replaced = True
 
+    @property
+    def token(self) -> int:
+        """The lease's fencing token."""
+        return self._lease.token
+
+    def holds(self) -> bool:
+        """Renew the lease, and return whether the store has agreed; ``False`` also if it cannot be used."""
+        return self._peers.attempt(self._store.renew, self._lease, LEASE) is True
+
     def others_wait(self, function: Function) -> bool:  # noqa: D102
         return self._peers.others_wait(function)
 

@@ -137,6 +137,22 @@ class Peers:
             self._start_heartbeat()
         return shared
 
+    def lead(self, function: Function, deadline: Callable[[], float]) -> LeasedLeadership | None:
+        """Take the function's lease, and do not wait for it; ``None``: it is held, or this process exits.
+
+        :param deadline: returns the monotonic seconds up to which the lease is kept.
+        :raises CoordinationError: the store cannot be used, or there is none.
+        """
+        if self._store is None or self._lost:
+            raise CoordinationError("the workers' store cannot be used")
+        self._start_heartbeat()
+        worker = self._worker.get()
+        with worker.acquiring() as may_acquire:
+            lease = self.use(self._store.acquire, function, worker.name, LEASE) if may_acquire else None
+            if lease is None:
+                return None
+            return LeasedLeadership(self, self._store, lease, deadline, worker.leaderships)
+
     def others_wait(self, function: Function) -> bool:
         """See :meth:`Leadership.others_wait`."""
         if self._store is None or self._lost:

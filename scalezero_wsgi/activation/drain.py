@@ -1,0 +1,255 @@
+"""One function's way back to zero: ``ready → draining → stopping → zero``, each step one compare-and-set.
+
+Whoever goes it holds the function's lease, so a start and a stop exclude each other. See "Back to zero" in
+``ARCHITECTURE.md`` for why no request is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+from .._lib.backoff import backoff_step
+from ..coordination.base import (
+    CoordinationError,
+    Drain,
+    DrainingCoordination,
+    DrainPhase,
+    SharedStatus,
+    WorkerReport,
+)
+from ..coordination.leadership import LeadershipLost, LeasedLeadership
+from ..events import DrainCancelled, FunctionStopped, ProviderFailed
+from ..model import Function, FunctionFailed, FunctionNotFound, ProviderError, ReplicaStatus
+from .gate import KEEP_DRAIN, KEEP_ENDED, SUFFIX, Gate
+from .refresh import Context, Refresh
+from .state import SETTLE, FunctionMeta
+
+ACKNOWLEDGE = 2.0
+"""Seconds within which all workers must have acknowledged: one that hangs keeps no function closed."""
+
+ACKNOWLEDGE_POLL = 0.01
+"""Seconds between two looks whether they have."""
+
+END = 60.0
+"""Seconds that replicas may take to end after the provider has accepted to scale to zero."""
+
+END_POLL = 0.02
+
+TAKE_EFFECT = 10.0
+"""Seconds after which a count that the provider has accepted, and does not show, counts as refused."""
+
+
+class Outcome(Enum):
+    """What became of a drain."""
+
+    STOPPED = "the function is at zero now"
+    AT_ZERO = "it was at zero already"
+    NOT_IDLE = "it is not to be stopped, or not yet"
+    BUSY = "somebody else starts it, asks for it or stops it"
+    CANCELLED = "a request came, or the function is in use"
+    CHANGED = "somebody else has changed it"
+    UNANSWERED = "a worker has not acknowledged"
+    REFUSED = "the provider did not scale it to zero"
+    FAILED = "the provider cannot be asked, or does not know it"
+    LOST = "the store cannot be used, or has given the lease to another worker"
+
+
+class Result(NamedTuple):
+    """:ivar reason: more of why, for the log."""
+
+    outcome: Outcome
+    reason: str = ""
+
+
+class FunctionDrain(Refresh):
+    """Bring one idle function to zero. Of one thread.
+
+    :param gate: this worker's, whose name must be among those that acknowledge.
+    :param idle_after: returns after how many seconds a function with that status is idle; ``None``: never.
+    :param idle_for: for how many seconds it has been, as far as is known.
+    :param still_leads: whether this worker is the one that decides; asks the store.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        function: Function,
+        store: DrainingCoordination,
+        gate: Gate,
+        idle_after: Callable[[Function, ReplicaStatus], float | None],
+        idle_for: float,
+        still_leads: Callable[[], bool],
+    ) -> None:
+        super().__init__(context, function)
+        self._store = store
+        self._gate = gate
+        self._idle_after = idle_after
+        self._idle_for = idle_for
+        self._still_leads = still_leads
+        self._begun = self._clock()
+        self._lease: LeasedLeadership
+
+    def stop(self) -> Result:
+        """Go the whole way, or as far as it goes. Nothing is raised."""
+        try:
+            lease = self._context.peers.lead(self._function, lambda: self._begun + END)
+            if lease is None:
+                return Result(Outcome.BUSY)
+            self._leadership = self._lease = lease
+            with lease:
+                before = self._drain_now()
+                if before is not None and before.phase in (DrainPhase.DRAINING, DrainPhase.STOPPING):
+                    return self._resolve(before)
+                return self._begin(before)
+        except (CoordinationError, LeadershipLost) as error:
+            return Result(Outcome.LOST, str(error))
+        except FunctionNotFound as error:
+            return Result(Outcome.FAILED, str(error))
+        except (ProviderError, FunctionFailed) as error:
+            self._context.report(ProviderFailed(self._function, error))
+            return Result(Outcome.FAILED, str(error))
+
+    def _begin(self, before: Drain | None) -> Result:
+        # A store that has forgotten everything has forgotten workers, too. It then knows of no lead any more, nor,
+        # later on, of the function's lease.
+        if not self._still_leads():
+            return Result(Outcome.LOST)
+        known = self._state.meta
+        first = self._query()
+        if first.status.replicas == 0:
+            return Result(Outcome.AT_ZERO)
+        idle_after = self._idle_after(self._function, first.status)
+        if idle_after is None or self._idle_for < idle_after:
+            return Result(Outcome.NOT_IDLE)
+        if known is not None and known.status.replicas not in (0, first.status.replicas):
+            return Result(Outcome.CHANGED, f"it has {first.status.replicas} replicas now")
+        draining = Drain(DrainPhase.DRAINING, self._lease.token)
+        if not self._change(before, draining, KEEP_DRAIN):
+            return Result(Outcome.BUSY)
+        stopping = Drain(DrainPhase.STOPPING, draining.epoch)
+        result = Result(Outcome.FAILED, "it could not be found out whether it is idle")
+        try:
+            result = self._await_acknowledged(draining, idle_after) or self._look_once_more(first.status)
+            if result.outcome is Outcome.STOPPED and not self._change(draining, stopping, KEEP_DRAIN):
+                result = Result(Outcome.CANCELLED)
+        finally:
+            if result.outcome is not Outcome.STOPPED:
+                self._undo(draining, result.reason)
+        return self._stop(stopping) if result.outcome is Outcome.STOPPED else result
+
+    # Draining
+
+    def _await_acknowledged(self, draining: Drain, idle_after: float) -> Result | None:
+        """Return ``None`` once every worker has acknowledged, and the function is idle for all of them."""
+        deadline = self._clock() + ACKNOWLEDGE
+        while True:
+            reports = self._context.peers.use(self._store.workers)
+            missing = [
+                report.worker for report in reports if not self._acknowledges(report, reports, draining)
+            ]
+            here = any(report.worker == self._gate.name for report in reports)
+            if self._drain_now() != draining:
+                return Result(Outcome.CANCELLED)
+            if here and not missing:
+                uses = [
+                    report.unused_for.get(self._function, idle_after)
+                    for report in reports
+                    if report.worker.endswith(SUFFIX)
+                ]
+                return None if min(uses) >= idle_after else Result(Outcome.CANCELLED, "it was used since")
+            if self._clock() > deadline:
+                return Result(Outcome.UNANSWERED, f"no answer of {', '.join(missing) or 'this worker'}")
+            self._lease.check()
+            self._context.pause(ACKNOWLEDGE_POLL)
+
+    def _look_once_more(self, status: ReplicaStatus) -> Result:
+        """Another writer's change wins over ours."""
+        if self._query().status != status:
+            return Result(Outcome.CHANGED, "somebody else has changed it meanwhile")
+        return Result(Outcome.STOPPED)
+
+    def _acknowledges(
+        self, report: WorkerReport, reports: Sequence[WorkerReport], draining: Drain
+    ) -> bool:
+        """Return whether a worker is known to pass nothing down."""
+        if report.worker.endswith(SUFFIX):
+            return report.acknowledged.get(self._function) == draining.epoch
+        # The heartbeat's: of a worker that must also report its use. One of an earlier release does not.
+        return any(other.worker == report.worker + SUFFIX for other in reports)
+
+    def _undo(self, draining: Drain, reason: str) -> None:
+        with contextlib.suppress(CoordinationError):
+            self._gate.cancel(self._function, draining, reason)
+
+    # Stopping: from here on no request is passed down anywhere, until this has ended
+
+    def _stop(self, stopping: Drain) -> Result:
+        error: Exception | None = None
+        with self._lease.acting():
+            if not self._lease.holds():
+                return Result(Outcome.LOST)  # whoever takes the lease resolves it
+            try:
+                self._call(self._context.provider.set_replicas, *self._function, 0)
+            except FunctionNotFound:
+                self._change(stopping, None, KEEP_ENDED)
+                raise
+            except (ProviderError, FunctionFailed) as failed:
+                error = failed
+            at_zero = self._await_zero(stopping, TAKE_EFFECT if error is None else SETTLE)
+        if not at_zero:
+            return Result(Outcome.REFUSED, str(error or "the provider still shows replicas"))
+        self._context.report(FunctionStopped(self._function, self._clock() - self._begun))
+        return Result(Outcome.STOPPED)
+
+    def _await_zero(self, stopping: Drain, patience: float) -> bool:
+        """Wait until the provider shows that nothing is left, and open the function to its next start.
+
+        :param patience: seconds for which it may still show the count from before.
+        :return: whether it is at zero. If not, whoever wants it to be up has won.
+        """
+        begun, tries = self._clock(), 0
+        while True:
+            asked_at = self._clock()
+            try:
+                status = self._call(self._context.provider.get_replicas, *self._function)
+            except FunctionNotFound:
+                self._change(stopping, None, KEEP_ENDED)
+                raise
+            except (ProviderError, FunctionFailed):
+                status = None
+            if status is not None and status.replicas == status.available_replicas == 0:
+                self._show(self._see(status, asked_at))
+                self._change(stopping, Drain(DrainPhase.ZERO, stopping.epoch), KEEP_ENDED)
+                return True
+            if self._clock() > begun + (patience if status is not None and status.replicas else END):
+                self._change(stopping, None, KEEP_ENDED)
+                return False
+            tries += 1
+            self._context.pause(backoff_step(tries, END_POLL, 0.5))
+
+    def _show(self, meta: FunctionMeta) -> None:
+        """Publish that the function is at zero, so that those who wait can start it at once."""
+        shared = SharedStatus(meta.status, max(0.0, self._clock() - meta.last_refresh))
+        self._lease.publish(self._state.share(shared, self._clock()))
+
+    # The store
+
+    def _resolve(self, drain: Drain) -> Result:
+        """End what a worker has left that died on the way; its lease has lapsed, so it acts no more.
+
+        While the function drains nothing has been done. Later the provider is asked: the worker may have scaled
+        it to zero, or not.
+        """
+        if drain.phase is DrainPhase.DRAINING:
+            self._undo(drain, "the worker that was to stop it has died")
+            return Result(Outcome.CANCELLED)
+        return Result(Outcome.STOPPED if self._await_zero(drain, SETTLE) else Outcome.CANCELLED)
+
+    def _drain_now(self) -> Drain | None:
+        return self._context.peers.use(self._store.drains).get(self._function)
+
+    def _change(self, before: Drain | None, after: Drain | None, keep: float) -> bool:
+        return self._context.peers.use(self._store.change_drain, self._function, before, after, keep)

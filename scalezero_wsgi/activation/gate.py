@@ -1,0 +1,310 @@
+"""This worker's part in the way back to zero: it counts use, passes nothing more down when it is asked not to,
+and acknowledges that. See "Back to zero" in ``ARCHITECTURE.md``.
+
+A request joins those in flight and *then* looks whether its function is closed; :meth:`Gate.turn` closes it and
+*then* reads what is in flight. So one of the two always sees the other.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import ParamSpec, TypeVar
+
+from .._lib.per_process import PerProcess
+from ..coordination.base import (
+    KEEP,
+    CoordinationError,
+    Drain,
+    DrainingCoordination,
+    DrainPhase,
+    WorkerReport,
+)
+from ..coordination.leadership import LEASE
+from ..coordination.peers import Peers
+from ..events import DrainCancelled, Reporter
+from ..model import Function
+from .function_cache import FunctionCache
+from .request_queue import PAGE_INTEREST
+from .state import NEVER, FunctionMeta, FunctionState
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+KEEP_DRAIN = 3600.0
+"""Seconds for which a drain is remembered that is under way."""
+
+KEEP_ENDED = 30.0
+"""Seconds for which it is remembered how a drain ended: every worker that is still there looks much sooner."""
+
+REPORT_EVERY = 1.0
+"""Seconds between two reports without a change."""
+
+VANISHED = 15.0
+"""Seconds for which a worker that says no more still counts, beyond the time in which its entries can be used. A
+process that is suspended for a while comes back within them."""
+
+VANISHED_IN_USE = 60.0
+"""The same of a worker that had requests in flight: it may be suspended, and its requests still be served."""
+
+SUFFIX = "/use"
+"""What the name of a worker's report of its use ends with. It is one of its own, which lasts longer than the one
+that the heartbeat sends."""
+
+PAUSE = 0.05
+"""Seconds before a request looks again that can neither be passed down nor wait for a start."""
+
+
+class Gate:
+    """Keeps requests from functions that are being stopped. Safe for threads; a fork must :meth:`begin` anew.
+
+    :param cache: what is known of the functions, and which requests are in flight.
+    :param waiting: returns how many requests wait in this process, for each function.
+    :param report: is told of drains that requests undo.
+    :param pace: seconds between two turns of the worker's own thread.
+    :param clock: monotonic seconds.
+    :param sleep: pauses a request.
+    :ivar closed: the functions to which nothing may be passed down, each with its drain's epoch. Requests look
+        into it without a lock.
+    """
+
+    def __init__(
+        self,
+        store: DrainingCoordination,
+        peers: Peers,
+        cache: FunctionCache,
+        waiting: Callable[[], Mapping[Function, int]],
+        report: Reporter,
+        pace: float = 0.25,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] | None = None,
+    ) -> None:
+        self.closed: dict[Function, int] = {}
+        self._store = store
+        self._peers = peers
+        self._cache = cache
+        self._waiting = waiting
+        self._report = report
+        self._use_every = min(REPORT_EVERY, 2 * pace)
+        self._usable = cache.usable
+        self._clock = clock
+        # Looked up late: gevent may replace both after this line has run.
+        self._sleep = sleep or (lambda duration: time.sleep(duration))
+        self._turning = PerProcess(lambda: threading.Lock())
+        self._changing = PerProcess(lambda: threading.Lock())
+        self.begin()
+
+    def begin(self) -> None:
+        """Start as a worker that has reported nothing yet, after a fork as well."""
+        self.closed.clear()
+        self._stopping_since: dict[Function, float] = {}
+        self._reported_at = self._expires_at = NEVER
+        self._reported: object = None
+        self._acknowledged: Mapping[Function, int] = {}
+        self._alone_since = math.inf
+        self._last_used: dict[Function, float] = {}
+        self._in_use: dict[Function, int] = {}
+        self._ended_at: dict[Function, float] = {}
+
+    @property
+    def name(self) -> str:
+        """Under which this worker reports its use."""
+        return self._peers.worker + SUFFIX
+
+    # What a request asks
+
+    def is_open(self, state: FunctionState, meta: FunctionMeta) -> bool:
+        """Return whether a request that has joined those in flight may be passed down by ``meta``."""
+        if state.function in self.closed:
+            return False
+        now = state.meta
+        return now is meta or (now is not None and now.available)
+
+    def enter(self, function: Function) -> bool:
+        """Undo a drain of the function, for a request that came.
+
+        :return: ``False``: it is being stopped. The request has to wait for that, and start it again.
+        """
+        try:
+            self._join()
+            while True:
+                epoch = self.closed.get(function)
+                drain = self._drains().get(function)
+                if drain is None or drain.phase in (DrainPhase.ZERO, DrainPhase.READY):
+                    if epoch is not None:
+                        self._open(function, epoch, drain)
+                    return True
+                if drain.phase is DrainPhase.STOPPING:
+                    return self._wait_out(function)
+                if self.cancel(function, drain, "a request came"):
+                    if epoch is not None:
+                        self._open(function, epoch, Drain(DrainPhase.READY, drain.epoch))
+                    return True
+        except CoordinationError:
+            return self._enter_alone(function)
+
+    def _wait_out(self, function: Function) -> bool:
+        """Return ``False``; after a pause if others than whoever stops the function can ask for it: it has died,
+        and a request that goes round would turn in a circle until that is noticed."""
+        since = self._stopping_since.setdefault(function, self._clock())
+        meta = self._cache.find(function)
+        if meta is not None and meta.available and meta.last_refresh >= since:
+            self._sleep(PAUSE)
+        return False
+
+    def _enter_alone(self, function: Function) -> bool:
+        """Go on without the store. Whoever stops the function makes sure of its lease right before: once as much
+        time has passed, it has done so, or never will."""
+        epoch, now = self.closed.get(function), self._clock()
+        if epoch is None:
+            return True
+        self._alone_since = min(self._alone_since, now)
+        if now <= self._alone_since + LEASE:
+            self._sleep(PAUSE)
+            return False
+        self._stopping_since.pop(function, None)
+        self._open(function, epoch, None)
+        return True
+
+    # What the worker's own thread does
+
+    def turn(self) -> None:
+        """Close and open functions as the drains in the store say, acknowledge them, and report what is in use.
+
+        :raises CoordinationError: the store cannot be used.
+        """
+        with self._turning.get():
+            self._turn()
+
+    def leave(self) -> None:
+        """Report no more: the worker ends."""
+        self._peers.leave(self.name)
+
+    def _join(self) -> None:
+        """Report before the first request is passed down: nothing may be stopped behind this worker's back."""
+        if self._clock() <= self._expires_at - VANISHED / 2:
+            return
+        with self._turning.get():
+            if self._clock() > self._expires_at - VANISHED / 2:
+                self._turn()
+
+    def _turn(self) -> None:
+        now = self._clock()
+        if now > self._expires_at:
+            if self._expires_at != NEVER:
+                # It counted as gone, for it was suspended or cut off: anything may have been stopped since.
+                for state in self._cache.states():
+                    self._cache.mark_suspect(state.function)
+            # First: a drain that begins from now on waits for this worker.
+            self._send(WorkerReport(self.name), VANISHED)
+        drains = self._drains()
+        self._alone_since = math.inf
+        self._follow(drains)
+        self._look()  # after the functions were closed
+        for function, epoch in list(self.closed.items()):
+            draining = Drain(DrainPhase.DRAINING, epoch)
+            if function in self._in_use and drains.get(function) == draining:
+                if self.cancel(function, draining, "it is in use"):
+                    self._open(function, epoch, Drain(DrainPhase.READY, epoch))
+        self._tell()
+
+    def _follow(self, drains: Mapping[Function, Drain]) -> None:
+        for function, drain in drains.items():
+            if drain.phase is DrainPhase.STOPPING:
+                self._stopping_since.setdefault(function, self._clock())
+            if drain.phase in (DrainPhase.DRAINING, DrainPhase.STOPPING):
+                with self._changing.get():
+                    before = self.closed.get(function)
+                    self.closed[function] = drain.epoch
+                if before not in (None, drain.epoch):  # how that one ended is not known
+                    self._cache.mark_suspect(function)
+        for function, epoch in list(self.closed.items()):
+            ended = drains.get(function)
+            if ended is None or ended.phase in (DrainPhase.ZERO, DrainPhase.READY):
+                self._open(function, epoch, ended)
+
+    def _open(self, function: Function, epoch: int, ended: Drain | None) -> None:
+        """Let requests go down again, unless the function was closed anew.
+
+        :param epoch: of the drain for which it was closed.
+        :param ended: how a drain of it has ended.
+        """
+        if ended != Drain(DrainPhase.READY, epoch):
+            # It may have been stopped: only an answer counts that nobody but its next starter can have got.
+            since, meta = self._stopping_since.get(function), self._cache.find(function)
+            if since is None or meta is None or meta.last_refresh < since:
+                self._cache.mark_suspect(function)
+        with self._changing.get():
+            if self.closed.get(function) == epoch:
+                del self.closed[function]
+                self._stopping_since.pop(function, None)
+
+    def _look(self) -> None:
+        """Note what is in use, and which uses have ended since the last look."""
+        now = self._clock()  # before: what ends after it is noted the next time
+        in_use, last_used = dict(self._waiting()), {}
+        for state in self._cache.states():
+            function = state.function
+            if state.in_flight or now <= state.page_asked_at + PAGE_INTEREST:
+                in_use[function] = in_use.get(function, 0) + max(1, len(state.in_flight))
+            if state.last_used != NEVER:
+                last_used[function] = state.last_used
+        for function in {*self._in_use, *last_used}:
+            if function in in_use or last_used.get(function) != self._last_used.get(function):
+                self._ended_at[function] = now
+            elif function in self._in_use:
+                self._ended_at[function] = now
+        for function, ended_at in list(self._ended_at.items()):
+            meta = self._cache.find(function)
+            if function not in in_use and (
+                now > ended_at + KEEP if meta is None else meta.status.replicas == 0
+            ):
+                del self._ended_at[function]
+        self._in_use, self._last_used = in_use, last_used
+
+    def _tell(self) -> None:
+        """Report, if there is something new or the last report is old."""
+        now = self._clock()
+        acknowledged = {
+            function: epoch for function, epoch in self.closed.items() if function not in self._in_use
+        }
+        use = set(self._in_use), dict(self._ended_at)
+        is_due = now >= self._reported_at + (REPORT_EVERY if use == self._reported else self._use_every)
+        if acknowledged == self._acknowledged and not is_due:
+            return
+        report = WorkerReport(
+            self.name,
+            in_flight=self._in_use,
+            unused_for={function: now - ended_at for function, ended_at in self._ended_at.items()},
+            acknowledged=acknowledged,
+        )
+        self._send(report, VANISHED_IN_USE if self._in_use else VANISHED)
+        self._reported, self._acknowledged = use, acknowledged
+
+    # The store
+
+    def _send(self, report: WorkerReport, vanished: float) -> None:
+        now, ttl = self._clock(), self._usable + vanished
+        self._use(self._store.report, report, ttl)
+        self._reported_at, self._expires_at = now, now + ttl
+
+    def _drains(self) -> Mapping[Function, Drain]:
+        return self._use(self._store.drains)
+
+    def cancel(self, function: Function, draining: Drain, reason: str) -> bool:
+        """Undo a drain, and return whether it was still to be undone.
+
+        :raises CoordinationError: the store cannot be used.
+        """
+        ready = Drain(DrainPhase.READY, draining.epoch)
+        if not self._use(self._store.change_drain, function, draining, ready, KEEP_ENDED):
+            return False
+        self._report(DrainCancelled(function, reason))
+        return True
+
+    def _use(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if not self._peers.joined:  # it is tried by the heartbeat
+            raise CoordinationError("the workers' store cannot be used")
+        return self._peers.use(call, *args, **kwargs)
