@@ -121,7 +121,7 @@ class DrainCancelled(FunctionEvent):
 
 @dataclass(frozen=True, slots=True)
 class StopRefused(FunctionEvent):
-    """The provider did not scale the idle function to zero; it is asked again after ``retry_after`` seconds."""
+    """The provider did not scale the idle function to zero; the next try is in ``retry_after`` seconds."""
 
     reason: str
     retry_after: float

@@ -22,16 +22,20 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ._lib.bounded import Bounded
 from .activation.function_cache import FunctionCache
+from .activation.idleness import Idleness
+from .activation.idler import Idler, make_idler
 from .activation.request_queue import RequestQueue
 from .activation.scaler import FunctionScaler
-from .activation.state import FunctionMeta
+from .activation.state import NEVER, FunctionMeta
 from .configuration import check_provider, settings_for
 from .coordination.default import default_coordination
+from .coordination.memory import MemoryCoordination
 from .coordination.peers import Peers
 from .events import CallLog, EventLog, Reporter, RequestRefused, RequestReplayed
 from .model import (
     Function,
     FunctionNotFound,
+    MayNotWake,
     ScaleZeroError,
     SettingError,
     TooManyWaiting,
@@ -68,6 +72,9 @@ if TYPE_CHECKING:
 FUNCTION = "scalezero_wsgi.function"
 ENDPOINT = "scalezero_wsgi.endpoint"
 WAITED = "scalezero_wsgi.waited"
+
+CLOSED: list[bytes] = []
+"""What stands for an answer when the application was not called, for its function is being stopped."""
 
 
 class ScaleZeroMiddleware:
@@ -109,7 +116,10 @@ class ScaleZeroMiddleware:
             stale_if_error=settings.stale_if_error,
             clock=clock,
         )
-        store = settings.coordination or default_coordination()
+        idles = settings.idle_after is not None
+        store = settings.coordination or default_coordination(1 if idles else 2)
+        if store is None and idles:
+            store = MemoryCoordination()
         peers = Peers(store, self._report, clock, row=lambda worker: self.queue.report(worker))
         self.scaler = FunctionScaler(
             provider, self.cache, report=self._report, peers=peers, linger=settings.linger, clock=clock
@@ -122,6 +132,10 @@ class ScaleZeroMiddleware:
         self._rules = Rules(
             settings.no_wake, settings.allow, settings.deny, settings.wake, settings.default_namespace
         )
+        self._idler: Idler | None = None
+        if store is not None and settings.idle_after is not None:
+            idle = Idleness(settings.idle_after, settings.idle_default == "all", self._rules.may_be_woken)
+            self._idler = make_idler(store, self.scaler, self.queue, idle, settings.idle_after)
         self._unreachable = UNREACHABLE | ({"500"} if getattr(provider, "doubts_500", False) else set())
         self._expiry, self._usable = self.cache.expiry, self.cache.usable
         # Every path begins with the empty prefix: a custom route runs for each request.
@@ -156,7 +170,9 @@ class ScaleZeroMiddleware:
                     if now > meta.last_refresh + self._expiry:
                         self.scaler.refresh(state.function)
                     environ[WAITED] = 0.0
-                    return self._pass_down(environ, start_response, meta, now, path)
+                    answer = self._pass_down(environ, start_response, meta, now, path)
+                    if answer is not CLOSED:
+                        return answer
         return self._admit(environ, start_response, path)
 
     def _admit(self, environ: WSGIEnvironment, start_response: StartResponse, path: str) -> Iterable[bytes]:
@@ -164,16 +180,31 @@ class ScaleZeroMiddleware:
         arrived = self._clock()
         if path.startswith(self._own):
             return self._status.answer(environ, path[len(self._own) :])(environ, start_response)
+        answer: Iterable[bytes] = CLOSED
+        while answer is CLOSED:
+            answer = self._try_to_admit(environ, start_response, path, arrived)
+        return answer
+
+    def _try_to_admit(
+        self, environ: WSGIEnvironment, start_response: StartResponse, path: str, arrived: float
+    ) -> Iterable[bytes]:
+        """Do so once; return ``CLOSED`` if the function is being stopped in the very moment."""
         function = meta = None
         activates = waited = False
+        since = NEVER
         try:
             function = self._route(environ, path)
             if function is not None:
                 activates = self._rules.may_wake(function, environ)
-                meta = self.queue.warm(function) if activates else self.queue.only_if_warm(function)
+                if not self._enter(function, environ, activates):
+                    since = self._clock()
+                elif activates:
+                    meta = self.queue.warm(function)
+                else:
+                    meta = self.queue.only_if_warm(function)
                 if meta is None:
                     caller = caller_of(environ, arrived, self.settings.page_after)
-                    meta, waited = self.queue.hold(function, caller), True
+                    meta, waited = self.queue.hold(function, caller, since), True
         except ScaleZeroError as error:
             return self._refuse(error, environ, start_response, function)
         if function is None or meta is None:
@@ -213,6 +244,19 @@ class ScaleZeroMiddleware:
         if state is not None and new and self._rules.may_be_woken(function):
             self._segments.set(segment, state)
         return function
+
+    def _enter(self, function: Function, environ: WSGIEnvironment, activates: bool) -> bool:
+        """Have the function kept up for a request; return ``False`` if it is being stopped already.
+
+        :raises MayNotWake: it is about to be stopped, and this request does not count as a use.
+        """
+        if self._idler is None:
+            return True
+        if not activates:
+            if function in self._idler.gate.closed:
+                raise MayNotWake(function, self.settings.no_wake_status)
+            return True
+        return self._idler.enter(function, bool(environ.get("wsgi.multiprocess")))
 
     def _refuse(
         self,
@@ -263,6 +307,7 @@ class ScaleZeroMiddleware:
         back an answer that says the function could not be reached, so that the request can be retried.
 
         :param last: whether the application's answer stands in any case.
+        :return: ``CLOSED``: the function is being stopped, and the application was not called.
         """
         state = meta.state
         environ[FUNCTION] = state.function
@@ -286,6 +331,10 @@ class ScaleZeroMiddleware:
             return start_response(status, headers, exc_info)
 
         in_flight.add(begin)
+        idler = self._idler
+        if idler is not None and (idler.closed or state.meta is not meta) and not idler.is_open(state, meta):
+            in_flight.discard(begin)
+            return CLOSED
         try:
             result = self._app(environ, begin)
         except BaseException as error:
@@ -341,7 +390,10 @@ class ScaleZeroMiddleware:
                 close(result)
                 restore_path(environ, call.path)
                 self._report(RequestReplayed(function, self._clock() - arrived))
-                return self._pass_down_late(environ, start_response, renewed, arrived, call.path, last=True)
+                answer = self._pass_down_late(environ, start_response, renewed, arrived, call.path, last=True)
+                if answer is CLOSED:
+                    return self._admit(environ, start_response, call.path)
+                return answer
         if deferred is not None and error is None:
             deferred.release()
         return None

@@ -53,6 +53,8 @@ class SettingKeywords(TypedDict, total=False):
     deny: Sequence[str]
     wake: Sequence[str] | None
     replay: bool
+    idle_after: Duration | None
+    idle_default: str
     expose_failures: bool
     coordination: Coordination | str | None
     hooks: Sequence[Hook]
@@ -94,6 +96,10 @@ class Settings:
     :param wake: patterns of the functions that may be woken; ``None``: all. The others are served while they
         are up.
     :param replay: whether a safe request that met a function at zero is passed down once more.
+    :param idle_after: after how long without use a function goes to zero; ``None``: never. Only where all
+        workers meet, see ``coordination``.
+    :param idle_default: which functions do: ``"labelled"``: those whose labels say so, ``"all"``: all that do
+        not say otherwise.
     :param expose_failures: whether clients are told why a function could not be started, its last lines of
         output included; for development.
     :param coordination: where the workers meet: a URL, see
@@ -126,6 +132,8 @@ class Settings:
     deny: tuple[str, ...] = ()
     wake: tuple[str, ...] | None = None
     replay: bool = True
+    idle_after: float | None = None
+    idle_default: str = "labelled"
     expose_failures: bool = False
     coordination: Coordination | None = None
     hooks: tuple[Hook, ...] = ()
@@ -231,6 +239,12 @@ def _names(value: object) -> object:
     if isinstance(value, str) and value in NAME_RULES:
         return value
     raise ValueError(f"{value!r} is not allowed; it must be one of {', '.join(map(repr, NAME_RULES))}")
+
+
+def _idle_default(value: object) -> object:
+    if value in ("labelled", "all"):
+        return value
+    raise ValueError(f"{value!r} is not allowed; it must be 'labelled' or 'all'")
 
 
 def _namespace(value: object) -> object:
@@ -392,6 +406,8 @@ _READERS: dict[str, Callable[[object], object]] = {
     "deny": _patterns,
     "wake": _fence,
     "replay": _switch,
+    "idle_after": _optional(_positive_duration),
+    "idle_default": _idle_default,
     "expose_failures": _switch,
     "coordination": _optional(_coordination),
     "hooks": _hooks,

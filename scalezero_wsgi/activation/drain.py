@@ -21,7 +21,7 @@ from ..coordination.base import (
     WorkerReport,
 )
 from ..coordination.leadership import LeadershipLost, LeasedLeadership
-from ..events import DrainCancelled, FunctionStopped, ProviderFailed
+from ..events import FunctionStopped, ProviderFailed
 from ..model import Function, FunctionFailed, FunctionNotFound, ProviderError, ReplicaStatus
 from .gate import KEEP_DRAIN, KEEP_ENDED, SUFFIX, Gate
 from .refresh import Context, Refresh
@@ -113,8 +113,8 @@ class FunctionDrain(Refresh):
             return Result(Outcome.FAILED, str(error))
 
     def _begin(self, before: Drain | None) -> Result:
-        # A store that has forgotten everything has forgotten workers, too. It then knows of no lead any more, nor,
-        # later on, of the function's lease.
+        # A store that has forgotten everything has forgotten workers, too. But then it knows of no lead any
+        # more nor, if that happens later on, of the function's lease.
         if not self._still_leads():
             return Result(Outcome.LOST)
         known = self._state.meta
@@ -171,9 +171,7 @@ class FunctionDrain(Refresh):
             return Result(Outcome.CHANGED, "somebody else has changed it meanwhile")
         return Result(Outcome.STOPPED)
 
-    def _acknowledges(
-        self, report: WorkerReport, reports: Sequence[WorkerReport], draining: Drain
-    ) -> bool:
+    def _acknowledges(self, report: WorkerReport, reports: Sequence[WorkerReport], draining: Drain) -> bool:
         """Return whether a worker is known to pass nothing down."""
         if report.worker.endswith(SUFFIX):
             return report.acknowledged.get(self._function) == draining.epoch
@@ -240,8 +238,8 @@ class FunctionDrain(Refresh):
     def _resolve(self, drain: Drain) -> Result:
         """End what a worker has left that died on the way; its lease has lapsed, so it acts no more.
 
-        While the function drains nothing has been done. Later the provider is asked: the worker may have scaled
-        it to zero, or not.
+        While the function drains nothing has been done. Later the provider is asked: the worker may have
+        scaled it to zero, or not.
         """
         if drain.phase is DrainPhase.DRAINING:
             self._undo(drain, "the worker that was to stop it has died")

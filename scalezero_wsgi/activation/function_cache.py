@@ -48,7 +48,7 @@ class FunctionCache:
     """
 
     __slots__ = (
-        *("_known", "_lock", "_recent_starts", "_unconfirmed", "clock", "expiry", "find_state"),
+        *("_dropped", "_known", "_lock", "_recent_starts", "_unconfirmed", "clock", "expiry", "find_state"),
         *("missing_expiry", "stale_if_error", "usable"),
     )
 
@@ -69,7 +69,8 @@ class FunctionCache:
         self.stale_if_error = stale_if_error
         self.missing_expiry = missing_expiry
         self.clock = clock
-        self._known: Bounded[Function, FunctionState] = Bounded(maxsize, dropped=FunctionState.forget)
+        self._known: Bounded[Function, FunctionState] = Bounded(maxsize, dropped=self._drop)
+        self._dropped: set[FunctionState] = set()
         self._unconfirmed: Bounded[Function, FunctionState] = Bounded(maxsize)
         self._recent_starts: Bounded[Function, float] = Bounded(OTHERS)
         # Looked up late: gevent may replace threading.Lock after this line has run.
@@ -101,8 +102,19 @@ class FunctionCache:
         return state
 
     def states(self) -> list[FunctionState]:
-        """Return the states of all functions."""
-        return [state for _, state in [*self._known.items(), *self._unconfirmed.items()]]
+        """Return the states of all functions, and of those that were forgotten and still serve a request."""
+        states = [state for _, state in [*self._known.items(), *self._unconfirmed.items()]]
+        if self._dropped:
+            for state in list(self._dropped):
+                if not state.in_flight:
+                    self._dropped.discard(state)
+            states.extend(self._dropped)
+        return states
+
+    def _drop(self, state: FunctionState) -> None:
+        state.forget()  # first: a request that joins from now on sees that it has to leave
+        if state.in_flight:
+            self._dropped.add(state)
 
     def get(self, name: str, namespace: str = "") -> tuple[ReplicaStatus, bool]:
         """Return the last status, and whether it is fresh. An unknown function has zero replicas."""

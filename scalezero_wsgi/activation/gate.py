@@ -1,8 +1,8 @@
-"""This worker's part in the way back to zero: it counts use, passes nothing more down when it is asked not to,
-and acknowledges that. See "Back to zero" in ``ARCHITECTURE.md``.
+"""This worker's part in the way back to zero: it counts use, passes nothing more down when it is asked not
+to, and acknowledges that. See "Back to zero" in ``ARCHITECTURE.md``.
 
-A request joins those in flight and *then* looks whether its function is closed; :meth:`Gate.turn` closes it and
-*then* reads what is in flight. So one of the two always sees the other.
+A request joins those in flight and *then* looks whether its function is closed; :meth:`Gate.turn` closes it
+and *then* reads what is in flight. So one of the two always sees the other.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ KEEP_DRAIN = 3600.0
 """Seconds for which a drain is remembered that is under way."""
 
 KEEP_ENDED = 30.0
-"""Seconds for which it is remembered how a drain ended: every worker that is still there looks much sooner."""
+"""Seconds for which it is remembered how a drain ended: a worker that is still there looks much sooner."""
 
 REPORT_EVERY = 1.0
 """Seconds between two reports without a change."""
 
 VANISHED = 15.0
-"""Seconds for which a worker that says no more still counts, beyond the time in which its entries can be used. A
-process that is suspended for a while comes back within them."""
+"""Seconds for which a worker that says no more still counts, beyond the time in which its entries can be
+used. A process that is suspended for a while comes back within them."""
 
 VANISHED_IN_USE = 60.0
 """The same of a worker that had requests in flight: it may be suspended, and its requests still be served."""
 
 SUFFIX = "/use"
-"""What the name of a worker's report of its use ends with. It is one of its own, which lasts longer than the one
-that the heartbeat sends."""
+"""What the name of a worker's report of its use ends with: it is one beside that of the heartbeat, and lasts
+longer."""
 
 PAUSE = 0.05
 """Seconds before a request looks again that can neither be passed down nor wait for a start."""
@@ -66,8 +66,8 @@ class Gate:
     :param pace: seconds between two turns of the worker's own thread.
     :param clock: monotonic seconds.
     :param sleep: pauses a request.
-    :ivar closed: the functions to which nothing may be passed down, each with its drain's epoch. Requests look
-        into it without a lock.
+    :ivar closed: the functions to which nothing may be passed down, each with its drain's epoch. Requests
+        look into it without a lock.
     """
 
     def __init__(
@@ -146,8 +146,8 @@ class Gate:
             return self._enter_alone(function)
 
     def _wait_out(self, function: Function) -> bool:
-        """Return ``False``; after a pause if others than whoever stops the function can ask for it: it has died,
-        and a request that goes round would turn in a circle until that is noticed."""
+        """Return ``False``; after a pause if others than whoever stops the function have asked for it: then
+        that worker has died, and until it is noticed a request would turn in a circle."""
         since = self._stopping_since.setdefault(function, self._clock())
         meta = self._cache.find(function)
         if meta is not None and meta.available and meta.last_refresh >= since:
@@ -155,8 +155,8 @@ class Gate:
         return False
 
     def _enter_alone(self, function: Function) -> bool:
-        """Go on without the store. Whoever stops the function makes sure of its lease right before: once as much
-        time has passed, it has done so, or never will."""
+        """Go on without the store. Whoever stops the function makes sure of its lease right before: once as
+        much time has passed, it has done so, or never will."""
         epoch, now = self.closed.get(function), self._clock()
         if epoch is None:
             return True
@@ -171,7 +171,7 @@ class Gate:
     # What the worker's own thread does
 
     def turn(self) -> None:
-        """Close and open functions as the drains in the store say, acknowledge them, and report what is in use.
+        """Close and open functions as the store's drains say, acknowledge them, and report what is in use.
 
         :raises CoordinationError: the store cannot be used.
         """
@@ -183,7 +183,7 @@ class Gate:
         self._peers.leave(self.name)
 
     def _join(self) -> None:
-        """Report before the first request is passed down: nothing may be stopped behind this worker's back."""
+        """Report before the first request is passed down: nothing is stopped behind this worker's back."""
         if self._clock() <= self._expires_at - VANISHED / 2:
             return
         with self._turning.get():
@@ -252,9 +252,8 @@ class Gate:
             if state.last_used != NEVER:
                 last_used[function] = state.last_used
         for function in {*self._in_use, *last_used}:
-            if function in in_use or last_used.get(function) != self._last_used.get(function):
-                self._ended_at[function] = now
-            elif function in self._in_use:
+            is_used = function in in_use or function in self._in_use
+            if is_used or last_used.get(function) != self._last_used.get(function):
                 self._ended_at[function] = now
         for function, ended_at in list(self._ended_at.items()):
             meta = self._cache.find(function)

@@ -11,13 +11,13 @@ import contextlib
 import logging
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from .._lib.backoff import backoff_step
 from ..coordination.base import (
+    Coordination,
     CoordinationError,
     Drain,
     DrainingCoordination,
@@ -25,16 +25,22 @@ from ..coordination.base import (
     WorkerReport,
 )
 from ..coordination.leadership import LeasedLeadership
+from ..coordination.memory import MemoryCoordination
 from ..events import IdlingOff, StopRefused
 from ..model import Function, ReplicaStatus, TooManyWaiting
 from ..providers.base import ListingProvider
 from .drain import FunctionDrain, Outcome, Result
 from .gate import SUFFIX, Gate
 from .refresh import Context, Refresh
+from .request_queue import RequestQueue
+from .scaler import FunctionScaler
 from .single_flight import Flight, SingleFlight
-from .state import NEVER, FunctionMeta, FunctionState
+from .state import NEVER, FunctionState
 
 logger = logging.getLogger("scalezero_wsgi")
+
+PACE, LEAST_PACE = 0.25, 0.01
+"""Seconds between two turns, usually, and where functions are idle after a moment."""
 
 LEAD = Function(".idler")
 """The name of the lease of the worker that decides; no function's name begins with a dot."""
@@ -43,8 +49,8 @@ LEAD_ENDS = 5.0
 """Seconds after its last turn when the worker that decides counts as one that hangs."""
 
 NEWLY_LED = 3.0
-"""Seconds for which a worker that has just begun to decide stops nothing: if the store has forgotten the workers,
-each has reported again by then."""
+"""Seconds for which a worker that has just begun to decide stops nothing: if the store has forgotten the
+workers, each has reported again by then."""
 
 AT_ONCE = 16
 """Functions that may be on their way to zero at once."""
@@ -95,6 +101,7 @@ class Idler:
         self._clock = context.clock
         self._store = store
         self.gate = gate
+        self.closed, self.is_open = gate.closed, gate.is_open
         self._idle_after = idle_after
         self._pace = pace
         self._shared = shared
@@ -218,10 +225,12 @@ class Idler:
         used_at, in_use = self._uses(reports, now)
         up: dict[Function, FunctionState | None] = dict.fromkeys(used_at)
         for state in self._context.cache.states():
-            if state.meta is not None and _may_be_up(state.meta, used_at.get(state.function, NEVER)):
-                up[state.function] = state
-            else:
-                up.pop(state.function, None)
+            meta = state.meta
+            if meta is not None:
+                if meta.status.replicas or meta.last_refresh < used_at.get(state.function, NEVER):
+                    up[state.function] = state
+                else:
+                    up.pop(state.function, None)
         self._up_since = {function: self._up_since.get(function, now) for function in up}
         idle = []
         for function, state_ in up.items():
@@ -234,7 +243,9 @@ class Idler:
             )
             if function in drains and drains[function].phase in (DrainPhase.DRAINING, DrainPhase.STOPPING):
                 continue
-            idle_after = self._idle_after(function, _status(state_))
+            meta = None if state_ is None else state_.meta
+            # Of a function that only others use the labels are not known here: they are asked for first.
+            idle_after = 0.0 if meta is None else self._idle_after(function, meta.status)
             if idle_after is not None and now >= since + idle_after:
                 idle.append((function, now - since))
         return idle
@@ -300,13 +311,23 @@ class Idler:
                 self._context.pause(LIST_PAUSE)
 
 
-def _may_be_up(meta: FunctionMeta, used_at: float) -> bool:
-    return meta.status.replicas > 0 or meta.last_refresh < used_at
+def make_idler(
+    store: Coordination, scaler: FunctionScaler, queue: RequestQueue, idle_after: IdleAfter, least: float
+) -> Idler | None:
+    """Return what brings idle functions to zero; ``None``: nothing can, which is reported.
 
-
-def _status(state: FunctionState | None) -> ReplicaStatus:
-    meta = None if state is None else state.meta
-    return ReplicaStatus(1, 1) if meta is None else meta.status
+    :param store: where the workers meet.
+    :param least: the shortest idle time in seconds that is usual.
+    """
+    context = scaler.context
+    if not isinstance(store, DrainingCoordination):
+        reason = f"the store {type(store).__name__} has no drains() and change_drain()"
+        context.report(IdlingOff(reason))
+        return None
+    pace = min(PACE, max(LEAST_PACE, least / 4))
+    gate = Gate(store, context.peers, context.cache, queue.by_function, context.report, pace, context.clock)
+    shared = not isinstance(store, MemoryCoordination)
+    return Idler(context, store, gate, idle_after, pace=pace, shared=shared)
 
 
 _idlers: weakref.WeakSet[Idler] = weakref.WeakSet()

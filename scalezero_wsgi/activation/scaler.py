@@ -100,7 +100,7 @@ class FunctionScaler:
         sleep = sleep or (lambda duration: time.sleep(duration))
         self._outages = Outages(clock, report, jitter)
         self._doubting = provider if isinstance(provider, DoubtingProvider) else None
-        self._context = Context(
+        self.context = self._context = Context(
             provider,
             provider if isinstance(provider, WatchingProvider) else None,
             provider if isinstance(provider, LearningProvider) else None,

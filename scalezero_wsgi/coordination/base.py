@@ -142,8 +142,8 @@ class WorkerReport:
     :param in_flight: requests that the application is serving.
     :param waiting: requests that are held until the function is available.
     :param unused_for: seconds since the last request; functions that were used long ago are left out.
-    :param acknowledged: the epochs of the drains for which it passes no request down any more, and has none in
-        flight.
+    :param acknowledged: the epochs of the drains for which it passes no request down any more, and has none
+        in flight.
     """
 
     worker: str
@@ -244,7 +244,9 @@ class DrainingCoordination(Coordination, Protocol):
     def drains(self) -> Mapping[Function, Drain]:
         """Return the drains that are remembered, as of one moment."""
 
-    def change_drain(self, function: Function, before: Drain | None, after: Drain | None, keep: float) -> bool:
+    def change_drain(
+        self, function: Function, before: Drain | None, after: Drain | None, keep: float
+    ) -> bool:
         """Replace the function's drain by ``after`` if it is ``before``, in one step; return whether it was.
 
         ``None`` is no drain, or one that is forgotten.

@@ -27,17 +27,18 @@ ABANDONED = 86_400.0
 _numbers: Iterator[int] = itertools.count()
 
 
-def default_coordination() -> Coordination | None:
+def default_coordination(least_workers: int = 2) -> Coordination | None:
     """Return the store for a middleware that is constructed while gunicorn loads the application.
 
     All workers of a master construct their middlewares in the same order, so the middlewares with the same
     number share a file. A master that replaces another one (USR2) has a file of its own, because its
     configuration may differ.
 
-    :return: ``None`` outside gunicorn, with one worker only, and if the file cannot be made.
+    :param least_workers: with fewer of them there is no store.
+    :return: ``None`` outside gunicorn, with too few workers, and if the file cannot be made.
     """
     gunicorn = loading_gunicorn()
-    if gunicorn is None or gunicorn.workers < 2:
+    if gunicorn is None or gunicorn.workers < least_workers:
         return None
     master = _Master.of(str(gunicorn.master))
     if master is None:

@@ -125,7 +125,9 @@ class MemoryCoordination:
         with self._locked() as (memory, now):
             return {function: drain for function, (drain, expires) in memory.drains.items() if now < expires}
 
-    def change_drain(self, function: Function, before: Drain | None, after: Drain | None, keep: float) -> bool:
+    def change_drain(
+        self, function: Function, before: Drain | None, after: Drain | None, keep: float
+    ) -> bool:
         """Compare and set the function's drain."""
         with self._locked() as (memory, now):
             if _unexpired(memory.drains.get(function), now) != before:

@@ -219,10 +219,13 @@ class RedisCoordination:
             expires, record = _split_time(text)
             name, _, namespace = key.partition("/")
             if float(now) < expires:
-                drains[Function(name, namespace)] = read_drain(*(record.split(" ", 1) + [""])[:2])
+                phase, _, epoch = record.partition(" ")
+                drains[Function(name, namespace)] = read_drain(phase, epoch)
         return drains
 
-    def change_drain(self, function: Function, before: Drain | None, after: Drain | None, keep: float) -> bool:
+    def change_drain(
+        self, function: Function, before: Drain | None, after: Drain | None, keep: float
+    ) -> bool:
         """Compare and set the function's drain."""
         drains = [f"{drain.phase.value} {drain.epoch}" if drain else "" for drain in (before, after)]
         key = f"{function.name}/{function.namespace}"

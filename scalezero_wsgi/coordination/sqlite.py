@@ -244,7 +244,9 @@ class SQLiteCoordination:
         rows = self._use(lambda connection: fetch(connection, select, self._clock()))
         return {Function(name, namespace): read_drain(phase, epoch) for name, namespace, phase, epoch in rows}
 
-    def change_drain(self, function: Function, before: Drain | None, after: Drain | None, keep: float) -> bool:
+    def change_drain(
+        self, function: Function, before: Drain | None, after: Drain | None, keep: float
+    ) -> bool:
         """Compare and set the function's drain."""
 
         def change(connection: sqlite3.Connection) -> bool:

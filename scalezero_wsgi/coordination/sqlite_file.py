@@ -32,8 +32,8 @@ _SCHEMA = (
 )
 
 _DRAINS = (
-    "CREATE TABLE IF NOT EXISTS drains (name TEXT, namespace TEXT, phase TEXT NOT NULL, epoch INTEGER NOT NULL,"
-    " expires REAL NOT NULL, PRIMARY KEY (name, namespace)) WITHOUT ROWID"
+    "CREATE TABLE IF NOT EXISTS drains (name TEXT, namespace TEXT, phase TEXT NOT NULL,"
+    " epoch INTEGER NOT NULL, expires REAL NOT NULL, PRIMARY KEY (name, namespace)) WITHOUT ROWID"
 )
 """Apart: a file that was made before there were drains has no such table, and is used on."""
 

@@ -420,9 +420,10 @@ class CoordinationContract:
 
     def test_of_many_that_change_a_drain_one_wins(self, bench: CoordinationBench) -> None:
         """From threads: half of them stop the function, half of them keep it."""
-        store, won = _draining(bench.open()), []
+        store = _draining(bench.open())
         if store is None:
             return
+        won: list[Drain] = []
         draining = Drain(DrainPhase.DRAINING, EPOCH)
         store.change_drain(HELLO, None, draining, TTL)
         phases = [DrainPhase.STOPPING, DrainPhase.READY] * 8

@@ -1,0 +1,87 @@
+"""After how many seconds without use is a function idle? By its labels, its annotations, or the settings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from .._lib.bounded import Bounded
+from .._lib.durations import seconds
+from ..model import Function, ReplicaStatus
+
+logger = logging.getLogger("scalezero_wsgi")
+
+IDLE_AFTER = "scalezero.idle-after"
+"""A duration, or ``never``."""
+
+SCALE_ZERO, ZERO_DURATION = "com.openfaas.scale.zero", "com.openfaas.scale.zero-duration"
+"""OpenFaaS's: ``true`` or ``1`` opts in; and after which duration."""
+
+MINIMA = ("scalezero.min", "com.openfaas.scale.min")
+
+WARNED = 1_000
+"""Functions and labels about which it is remembered that they were warned about."""
+
+
+class Idleness:
+    """Says what idle means, for each function. Safe for threads and after a fork.
+
+    :param idle_after: the setting, in seconds.
+    :param for_all: whether it holds for functions, too, that do not say that they may go to zero.
+    :param may_be_woken: whether requests may wake a function; one that none may wake is never idle.
+    """
+
+    def __init__(
+        self, idle_after: float, for_all: bool, may_be_woken: Callable[[Function], bool] = lambda _: True
+    ) -> None:
+        self._idle_after = idle_after
+        self._for_all = for_all
+        self._may_be_woken = may_be_woken
+        self._warned: Bounded[tuple[Function, str], str] = Bounded(WARNED)
+
+    def __call__(self, function: Function, status: ReplicaStatus) -> float | None:
+        """Return the seconds; ``None``: it is never idle.
+
+        The first that is there decides: the label ``scalezero.idle-after``, OpenFaaS's labels, the settings.
+        A minimum that was set on purpose keeps a function up that does not itself say that it may go to zero.
+        """
+        if not self._may_be_woken(function):
+            return None
+        texts: Mapping[str, str] = {**status.annotations, **status.labels}
+        own = texts.get(IDLE_AFTER)
+        if own is not None:
+            if own.strip().lower() in {"never", "off"}:
+                return None
+            return self._duration(function, IDLE_AFTER, own)
+        opted = texts.get(SCALE_ZERO)
+        if opted is not None:
+            if opted.strip().lower() not in {"true", "1"}:
+                if opted.strip().lower() not in {"false", "0", "", "null"}:
+                    self._warn(function, SCALE_ZERO, opted, "true, 1, false or 0", "false")
+                return None
+            told = texts.get(ZERO_DURATION)
+            return self._idle_after if told is None else self._duration(function, ZERO_DURATION, told)
+        if not self._for_all or any(self._is_minimum(texts.get(label)) for label in MINIMA):
+            return None
+        return self._idle_after
+
+    @staticmethod
+    def _is_minimum(text: str | None) -> bool:
+        return text is not None and text.strip().isdecimal() and int(text) >= 1
+
+    def _duration(self, function: Function, label: str, text: str) -> float:
+        try:
+            duration = seconds(text)
+        except ValueError:
+            duration = 0.0
+        if duration > 0:
+            return duration
+        self._warn(function, label, text, "a duration above 0 such as 15m", f"{self._idle_after:g} s")
+        return self._idle_after
+
+    def _warn(self, function: Function, label: str, text: str, allowed: str, taken: str) -> None:
+        if self._warned.get((function, label)) != text:
+            self._warned.set((function, label), text)
+            logger.warning(
+                "%s: its label %s is %r; it must be %s; %s is taken", function, label, text, allowed, taken
+            )

@@ -1,0 +1,50 @@
+"""A proxy before processes that go to zero as soon as nobody uses them.
+
+Nothing is sent a second time: a request that meets a function at zero is a 502. Each event leaves a line under
+``$IDLE``, by the worker in which it happened.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from scalezero_wsgi import ScaleZeroMiddleware, Settings
+from scalezero_wsgi.events import Event, FunctionEvent
+from scalezero_wsgi.providers.process import ProcessFunction, ProcessProvider
+
+IDLE = Path(os.environ["IDLE"])
+COUNT = int(os.environ.get("FUNCTIONS", "4"))
+FUNCTION = Path(__file__).with_name("idle_function.py")
+
+
+def note(event: Event) -> None:
+    if isinstance(event, FunctionEvent):
+        with (IDLE / f"events.{os.getpid()}").open("a") as events:
+            events.write(f"{type(event).__name__} {event.function} {getattr(event, 'reason', '')}\n")
+
+
+def proxy(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    address = urlsplit(environ["scalezero_wsgi.endpoint"]).netloc
+    connection = http.client.HTTPConnection(address, timeout=20)
+    try:
+        connection.request("POST", "/", body=b"")
+        answer = connection.getresponse()
+        body, status = answer.read(), "200 OK"
+    except (OSError, http.client.HTTPException) as error:
+        body, status = f"{os.getpid()} {address} {error!r}".encode(), "502 Bad Gateway"
+    finally:
+        connection.close()
+    start_response(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+command = [sys.executable, "-I", "-S", str(FUNCTION), "{port}"]
+functions = {f"f{number}": ProcessFunction(command) for number in range(COUNT)}
+provider = ProcessProvider(functions, state_dir=IDLE / "state")
+application = ScaleZeroMiddleware(proxy, provider, settings=Settings.from_environ(), hooks=[note])

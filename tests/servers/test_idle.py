@@ -1,0 +1,114 @@
+"""Back to zero on real parts: requests that come just when a function becomes idle."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections import Counter
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+
+import pytest
+
+from tests.servers.harness import Server, gunicorn
+from tests.support.waiting import until
+
+SITE = "tests.servers.idle_site:application"
+CYCLES = int(os.environ.get("SCALEZERO_SOAK", "400"))
+FUNCTIONS = 4
+IDLE_AFTER = 0.04
+
+
+class Site:
+    """What the workers of the site leave on the disk."""
+
+    def __init__(self, base: Path, idle_after: float = IDLE_AFTER, **settings: str) -> None:
+        self.log, self.files, temporary = base / "log", base / "idle", base / "tmp"
+        for directory in (self.files, temporary):
+            directory.mkdir()
+        self.env = {
+            "IDLE": str(self.files),
+            "TMPDIR": str(temporary),
+            "FUNCTIONS": str(FUNCTIONS),
+            "SCALEZERO_IDLE_AFTER": str(idle_after),
+            "SCALEZERO_IDLE_DEFAULT": "all",
+            "SCALEZERO_REPLAY": "false",
+            **settings,
+        }
+
+    def events(self) -> Counter[str]:
+        lines = [line for path in self.files.glob("events.*") for line in path.read_text().splitlines()]
+        return Counter(line.split()[0] for line in lines)
+
+    def reasons(self) -> Counter[str]:
+        lines = [line for path in self.files.glob("events.*") for line in path.read_text().splitlines()]
+        return Counter(line.split(" ", 2)[2] for line in lines if line.startswith("DrainCancelled"))
+
+
+class Client(threading.Thread):
+    """Asks for one function again and again, at the moment at which it is about to be stopped.
+
+    Its pause grows while the function is still up and shrinks when it had to be started: so it stays around
+    the boundary, wherever that is on this machine.
+    """
+
+    def __init__(self, server: Server, name: str, cycles: int) -> None:
+        super().__init__(daemon=True)
+        self._address, self._path, self._cycles = server.address, f"/function/{name}", cycles
+        self.answers: Counter[str] = Counter()
+        self.waited = 0
+        self.pause = IDLE_AFTER
+
+    def run(self) -> None:
+        for _ in range(self._cycles):
+            waited = self._ask()
+            self.waited += waited
+            self.pause = min(1.0, max(0.001, self.pause * (0.9 if waited else 1.1)))
+            time.sleep(self.pause * (0.75 + random.random() / 2))
+
+    def _ask(self) -> bool:
+        connection = HTTPConnection(*self._address, timeout=60)
+        try:
+            connection.request("POST", self._path, body=b"x", headers={"Connection": "close"})
+            answer = connection.getresponse()
+            text = answer.read().decode()
+            self.answers[f"{answer.status}" if answer.status == 200 else f"{answer.status} {text}"] += 1
+            return "cold-start" in (answer.headers["Server-Timing"] or "")
+        except (OSError, HTTPException) as error:
+            self.answers[repr(error)] += 1
+            return False
+        finally:
+            connection.close()
+
+
+def boundary(site: Site, capsys: pytest.CaptureFixture[str], cycles: int, title: str) -> None:
+    """Have requests sent around the boundary, and check what became of each of them."""
+    with gunicorn(SITE, site.log, "-w", "4", "--threads", "8", env=site.env) as server:
+        first = Client(server, "f0", 1)
+        first.run()
+        until(lambda: site.events()["FunctionStopped"])  # a fleet that has just begun waits for a while
+        begun = time.monotonic()
+        clients = [Client(server, f"f{number % FUNCTIONS}", cycles // 8) for number in range(8)]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+        took = time.monotonic() - begun
+    answers = sum((client.answers for client in clients), Counter())
+    waited, events = sum(client.waited for client in clients), site.events()
+    with capsys.disabled():
+        print(
+            f"\n{title}: {sum(answers.values())} requests in {took:.0f} s,"
+            f" {events['FunctionStopped']} stops, {events['DrainCancelled']} drains cancelled {dict(site.reasons())},"
+            f" {waited} requests waited for a restart; answers {dict(answers)}"
+        )
+    assert set(answers) == {"200"}, site.log.read_text()[-3000:]
+    assert waited >= cycles / 20
+    assert events["DrainCancelled"] >= cycles / 50
+
+
+@pytest.mark.server
+def test_no_request_is_lost_at_the_boundary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    boundary(Site(tmp_path), capsys, CYCLES, "SQLite")
