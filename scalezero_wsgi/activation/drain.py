@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import Enum
 from typing import NamedTuple
 
@@ -53,7 +54,8 @@ class Outcome(Enum):
     CHANGED = "somebody else has changed it"
     UNANSWERED = "a worker has not acknowledged"
     REFUSED = "the provider did not scale it to zero"
-    FAILED = "the provider cannot be asked, or does not know it"
+    GONE = "the provider does not know it any more"
+    FAILED = "the provider cannot be asked"
     LOST = "the store cannot be used, or has given the lease to another worker"
 
 
@@ -106,8 +108,8 @@ class FunctionDrain(Refresh):
                 return self._begin(before)
         except (CoordinationError, LeadershipLost) as error:
             return Result(Outcome.LOST, str(error))
-        except FunctionNotFound as error:
-            return Result(Outcome.FAILED, str(error))
+        except FunctionNotFound:
+            return Result(Outcome.GONE)
         except (ProviderError, FunctionFailed) as error:
             self._context.report(ProviderFailed(self._function, error))
             return Result(Outcome.FAILED, str(error))
@@ -138,7 +140,7 @@ class FunctionDrain(Refresh):
         finally:
             if result.outcome is not Outcome.STOPPED:
                 self._undo(draining, result.reason)
-        return self._stop(stopping) if result.outcome is Outcome.STOPPED else result
+        return self._stop(stopping, first.status) if result.outcome is Outcome.STOPPED else result
 
     # Draining
 
@@ -184,7 +186,9 @@ class FunctionDrain(Refresh):
 
     # Stopping: from here on no request is passed down anywhere, until this has ended
 
-    def _stop(self, stopping: Drain) -> Result:
+    def _stop(self, stopping: Drain, status: ReplicaStatus) -> Result:
+        # Those who come now follow this worker as they would follow one that starts the function.
+        self._show(self._see(replace(status, available_replicas=0), self._clock()))
         error: Exception | None = None
         with self._lease.acting():
             if not self._lease.holds():
@@ -229,7 +233,7 @@ class FunctionDrain(Refresh):
             self._context.pause(backoff_step(tries, END_POLL, 0.5))
 
     def _show(self, meta: FunctionMeta) -> None:
-        """Publish that the function is at zero, so that those who wait can start it at once."""
+        """Publish an entry that does not follow from an answer, or is not to be published before its time."""
         shared = SharedStatus(meta.status, max(0.0, self._clock() - meta.last_refresh))
         self._lease.publish(self._state.share(shared, self._clock()))
 

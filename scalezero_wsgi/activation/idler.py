@@ -117,6 +117,7 @@ class Idler:
         self._lead: LeasedLeadership | None = None
         self._led_since = self._turned_at = self._listed_at = NEVER
         self._seen: dict[str, tuple[WorkerReport, float]] = {}
+        self._used_at: dict[Function, float] = {}
         self._up_since: dict[Function, float] = {}
         self._changed_at: dict[Function, float] = {}
         self._not_before: dict[Function, float] = {}
@@ -202,8 +203,7 @@ class Idler:
             self._drain(function, now, idle_for)
         if self._listing is not None and now >= self._listed_at + LIST_EVERY:
             self._listed_at = now
-            with contextlib.suppress(TooManyWaiting):
-                self._listings.join(None, partial(self._list, self._listing), now + LIST_EVERY)
+            self._begin_list(self._listing, now)
 
     def _leads(self) -> bool:
         if self._lead is not None:
@@ -222,7 +222,8 @@ class Idler:
         self, reports: Iterable[WorkerReport], drains: Mapping[Function, Drain], now: float
     ) -> list[tuple[Function, float]]:
         """Return the functions that are idle as far as is known, and for how many seconds."""
-        used_at, in_use = self._uses(reports, now)
+        in_use = self._note_uses(reports, now)
+        used_at = self._used_at
         up: dict[Function, FunctionState | None] = dict.fromkeys(used_at)
         for state in self._context.cache.states():
             meta = state.meta
@@ -231,6 +232,7 @@ class Idler:
                     up[state.function] = state
                 else:
                     up.pop(state.function, None)
+                    used_at.pop(state.function, None)
         self._up_since = {function: self._up_since.get(function, now) for function in up}
         idle = []
         for function, state_ in up.items():
@@ -250,11 +252,10 @@ class Idler:
                 idle.append((function, now - since))
         return idle
 
-    def _uses(
-        self, reports: Iterable[WorkerReport], now: float
-    ) -> tuple[dict[Function, float], set[Function]]:
-        """Return when each function was used last, and which are in use."""
-        used_at: dict[Function, float] = {}
+    def _note_uses(self, reports: Iterable[WorkerReport], now: float) -> set[Function]:
+        """Note when each function was used last, and return which are in use. What a worker has used is kept
+        when it leaves."""
+        used_at = self._used_at
         in_use: set[Function] = set()
         seen: dict[str, tuple[WorkerReport, float]] = {}
         for report in reports:
@@ -268,7 +269,7 @@ class Idler:
             for function, unused_for in report.unused_for.items():
                 used_at[function] = max(used_at.get(function, NEVER), at - unused_for)
         self._seen = seen
-        return used_at, in_use
+        return in_use
 
     # Act
 
@@ -277,6 +278,10 @@ class Idler:
             return
         with contextlib.suppress(TooManyWaiting):  # it stays idle until there is room
             self._drains.join(function, partial(self._stop, function, idle_for), now + LIST_EVERY)
+
+    def _begin_list(self, provider: ListingProvider, now: float) -> None:
+        with contextlib.suppress(TooManyWaiting):
+            self._listings.join(None, partial(self._list, provider), now + LIST_EVERY)
 
     def _stop(self, function: Function, idle_for: float, flight: object = None) -> Result:  # noqa: ARG002
         drain = FunctionDrain(
@@ -295,19 +300,19 @@ class Idler:
             times = self._refusals[function] = self._refusals.get(function, 0) + 1
             put_off = backoff_step(times, REFUSED_FIRST, REFUSED_LONGEST)
             self._context.report(StopRefused(function, result.reason, put_off))
-        elif result.outcome in (Outcome.STOPPED, Outcome.AT_ZERO):
-            for notes in (self._refusals, self._changed_at):
+        elif result.outcome in (Outcome.STOPPED, Outcome.AT_ZERO, Outcome.GONE):
+            for notes in (self._refusals, self._changed_at, self._used_at):
                 notes.pop(function, None)
         self._not_before[function] = now + put_off
         if len(self._not_before) > 2 * AT_ONCE:
             self._not_before = {each: until for each, until in self._not_before.items() if until > now}
 
-    def _list(self, provider: ListingProvider, flight: Flight[None]) -> None:
+    def _list(self, provider: ListingProvider, flight: Flight[None] | None = None) -> None:
         """Ask for the functions that nobody has used: somebody else may have started them."""
-        for function in provider.list_functions():
+        for function in map(Function._make, provider.list_functions()):
             meta = self._context.cache.find(function)
             if meta is None or meta.status.replicas == 0:
-                Refresh(self._context, function).run(flight)
+                Refresh(self._context, function).run(flight or Flight(self._clock(), self._clock()))
                 self._context.pause(LIST_PAUSE)
 
 

@@ -358,6 +358,13 @@ class Ledger:
         return lease == self.lease and self.clock() < self.expires
 
     def note(self, method: str, arguments: tuple[Any, ...], result: Any) -> None:
+        of = (
+            arguments[0].function
+            if arguments and isinstance(arguments[0], Lease)
+            else next(iter(arguments), HELLO)
+        )
+        if of != HELLO:
+            return
         if method == "acquire":
             self._acquired(result, arguments[2])
         elif method in ("renew", "publish"):

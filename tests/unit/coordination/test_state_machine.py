@@ -216,7 +216,7 @@ class Stormy(Calm):
         assert joined, "somebody stays alone although the store is back"
 
 
-def _settings(examples: int) -> settings:
+def machine_settings(examples: int) -> settings:
     return settings(
         max_examples=examples,
         stateful_step_count=40,
@@ -227,9 +227,9 @@ def _settings(examples: int) -> settings:
 
 
 TestCalm = Calm.TestCase
-TestCalm.settings = _settings(30)
+TestCalm.settings = machine_settings(30)
 TestStormy = Stormy.TestCase
-TestStormy.settings = _settings(60)
+TestStormy.settings = machine_settings(60)
 
 
 @pytest.mark.soak
@@ -237,4 +237,4 @@ TestStormy.settings = _settings(60)
 def test_soak(machine: type[Calm]) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
-    run_state_machine_as_test(machine, settings=_settings(10 * SOAK))
+    run_state_machine_as_test(machine, settings=machine_settings(10 * SOAK))

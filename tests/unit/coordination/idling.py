@@ -1,0 +1,320 @@
+"""The simulation, with functions that go back to zero: each worker has its gate and its idler, and requests take
+the middleware's steps, with a stop between any two of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from scalezero_wsgi import Function, FunctionCache, FunctionScaler, ReplicaStatus, ScaleZeroError
+from scalezero_wsgi.activation.gate import Gate
+from scalezero_wsgi.activation.idler import Idler
+from scalezero_wsgi.activation.single_flight import Flight
+from scalezero_wsgi.activation.state import FunctionMeta
+from scalezero_wsgi.coordination import CoordinationError
+from scalezero_wsgi.coordination.base import Drain, Lease
+from scalezero_wsgi.events import Reporter
+from scalezero_wsgi.providers.base import ListingProvider
+from tests.support.fakes import STARTING, UP, ZERO
+from tests.unit.coordination.simulation import (
+    FOREVER,
+    HELLO,
+    EngineWire,
+    SimulatedFleet,
+    Simulation,
+    Wire,
+    Worker,
+)
+
+IDLE_AFTER = 0.2
+PACE = 0.05
+EXPIRY, STALE_FOR = 0.1, 1.0
+
+
+class IdlingSimulation(Simulation):
+    def __init__(self, delay: float, lag: float, latency: float) -> None:
+        super().__init__(delay, lag, latency)
+        self.engine: Any = StoppableEngine(self, delay, lag)
+        self.requests: list[Request] = []
+
+    def worker(self) -> IdlingWorker:
+        worker = IdlingWorker(self, f"w{next(self._numbers)}")
+        self.workers.append(worker)
+        return worker
+
+    def crash(self, worker: Worker) -> None:
+        super().crash(worker)
+        self.requests = [request for request in self.requests if request.worker is not worker]
+
+    def story(self) -> str:
+        """Return what went before, to be read when something is wrong."""
+        return f"{self.ledger.wrong} at {self.clock()}: {self.engine.history}, {self.events[-8:]}"
+
+    def forget(self) -> None:
+        """Lose all that the store holds, as a Redis does that is restarted."""
+        memory = self.store._memory.get()
+        for entries in (memory.leases, memory.known, memory.reports, memory.drains):
+            entries.clear()
+        self.ledger.lease = None
+
+
+class StoppableEngine:
+    """A function that starts when it is told to, and whose requests are cut when it is stopped. For ``lag``
+    seconds it shows what was before."""
+
+    def __init__(self, simulation: IdlingSimulation, delay: float, lag: float) -> None:
+        self._simulation = simulation
+        self._delay, self._lag = delay, lag
+        self.history: list[tuple[float, int]] = [(-math.inf, 0)]
+        self.stops = 0
+
+    def set(self, replicas: int) -> None:
+        if (replicas > 0) == (self.history[-1][1] > 0):
+            return
+        self.history.append((self._simulation.clock(), replicas))
+        if replicas == 0:
+            self.stops += 1
+            for request in self._simulation.requests:
+                if request.served:
+                    self._simulation.ledger.wrong.append(f"a request of {request.worker.name} was cut")
+
+    @property
+    def replicas(self) -> int:
+        return self.history[-1][1]
+
+    def is_up(self) -> bool:
+        since, replicas = self.history[-1]
+        return replicas > 0 and self._simulation.clock() >= since + self._delay
+
+    def get(self) -> ReplicaStatus:
+        now = self._simulation.clock()
+        since, replicas = next(each for each in reversed(self.history) if each[0] + self._lag <= now)
+        if not replicas:
+            return ZERO
+        return UP if now >= since + self._delay + self._lag else STARTING
+
+
+class SimulatedLock:
+    """Of one worker, whose threads are greenlets."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        self._held = False
+
+    def get(self) -> SimulatedLock:
+        return self
+
+    def __enter__(self) -> None:
+        if self._held:
+            self._simulation.stop(lambda: not self._held)
+        self._held = True
+
+    def __exit__(self, *_: object) -> None:
+        self._held = False
+
+
+class SimulatedGate(Gate):
+    def __init__(self, worker: IdlingWorker, wire: DrainingWire, report: Reporter) -> None:
+        simulation = worker.simulation
+        super().__init__(
+            wire,
+            worker.peers,
+            worker.cache,
+            lambda: worker.waiting,
+            report,
+            PACE,
+            simulation.clock,
+            simulation.sleep,
+        )
+        self._turning: Any = SimulatedLock(simulation)
+        self._simulation = simulation
+
+    def _look(self) -> None:
+        self._simulation.stop()
+        super()._look()
+
+
+class SimulatedIdler(Idler):
+    worker: IdlingWorker
+
+    def _drain(self, function: Function, now: float, idle_for: float) -> None:
+        if not self.worker.busy("drain"):
+            simulation = self.worker.simulation
+            simulation.spawn(self.worker, "drain", lambda: self._stop(function, idle_for))
+
+    def _begin_list(self, provider: ListingProvider, now: float) -> None:
+        if not self.worker.busy("list"):
+            self.worker.simulation.spawn(self.worker, "list", lambda: self._list(provider))
+
+
+class IdlingWorker(Worker):
+    simulation: IdlingSimulation
+
+    def __init__(self, simulation: IdlingSimulation, name: str) -> None:
+        self.simulation = simulation
+        self.name = name
+        self.dead = self.stopped = False
+        self.flights = []
+        self.waiting = {}
+        clock = simulation.clock
+        report = Reporter([simulation.events.append])
+        wire = DrainingWire(self)
+        self.peers = SimulatedFleet(self, wire, report, clock)
+        self.cache = FunctionCache(EXPIRY, stale_for=STALE_FOR, clock=clock)
+        self.scaler = FunctionScaler(
+            StoppingWire(self),
+            self.cache,
+            report=report,
+            peers=self.peers,
+            clock=clock,
+            sleep=simulation.sleep,
+            jitter=lambda: 0.5,
+        )
+        self.gate = SimulatedGate(self, wire, report)
+        self.idler = SimulatedIdler(
+            self.scaler.context, wire, self.gate, lambda *_: IDLE_AFTER, pace=PACE, shared=True
+        )
+        self.idler.worker = self
+        simulation.spawn(self, "idler", self._idle)
+
+    def _idle(self) -> None:
+        while True:
+            try:
+                self.gate.turn()
+                self.idler.turn()
+            except CoordinationError:
+                pass
+            self.simulation.sleep(PACE)
+
+    def ask(self, duration: float) -> None:
+        """A request comes that the function serves for so many seconds."""
+        request = Request(self, duration)
+        self.simulation.requests.append(request)
+        self.simulation.spawn(self, "request", request.run)
+
+
+class Request:
+    """The middleware's steps.
+
+    :ivar served: whether the function has it.
+    """
+
+    def __init__(self, worker: IdlingWorker, duration: float) -> None:
+        self.worker = worker
+        self.duration = duration
+        self.served = False
+
+    def run(self) -> None:
+        simulation = self.worker.simulation
+        meta = self._fast()
+        for _ in range(500):
+            try:
+                meta = meta or self._slow()
+            except ScaleZeroError as error:
+                simulation.ledger.wrong.append(f"a request of {self.worker.name} was lost: {error!r}")
+                break
+            if self._pass_down(meta):
+                break
+            meta = None
+        else:
+            simulation.ledger.wrong.append(f"a request of {self.worker.name} turns in a circle")
+        if self in simulation.requests:
+            simulation.requests.remove(self)
+
+    def _fast(self) -> FunctionMeta | None:
+        cache, clock = self.worker.cache, self.worker.simulation.clock
+        state = cache.find_state(HELLO)
+        meta = None if state is None else state.meta
+        self.worker.simulation.stop()
+        if meta is None or not meta.available or clock() > meta.last_refresh + cache.usable:
+            return None
+        if clock() > meta.last_refresh + cache.expiry and not self.worker.busy("refresh"):
+            self.worker.refresh()
+        return meta
+
+    def _slow(self) -> FunctionMeta:
+        worker, clock = self.worker, self.worker.simulation.clock
+        since = -math.inf
+        if worker.gate.enter(HELLO):
+            meta = worker.cache.find(HELLO)
+            if meta is not None and meta.available and clock() <= meta.last_refresh + worker.cache.usable:
+                return meta
+        else:
+            since = clock()
+        flight: Flight[FunctionMeta] = Flight(clock(), FOREVER)
+        with self._waiting():
+            while True:
+                meta = worker.scaler.activate(HELLO, since, flight)
+                if meta.last_refresh >= since:
+                    return meta
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        waiting = self.worker.waiting
+        waiting[HELLO] = waiting.get(HELLO, 0) + 1
+        try:
+            yield
+        finally:
+            waiting[HELLO] -= 1
+            if not waiting[HELLO]:
+                del waiting[HELLO]
+
+    def _pass_down(self, meta: FunctionMeta) -> bool:
+        simulation, state = self.worker.simulation, meta.state
+        simulation.stop()
+        state.last_used = simulation.clock()
+        state.in_flight.add(self)
+        simulation.stop()
+        if not self.worker.gate.is_open(state, meta):
+            state.in_flight.discard(self)
+            simulation.stop()
+            return False
+        simulation.stop()
+        if not simulation.engine.is_up():
+            simulation.ledger.wrong.append(
+                f"{self.worker.name} passed a request to a function at zero at {simulation.clock()}, by {meta},"
+                f" {self.worker.gate.closed}, {simulation.store.drains()}, joined: {self.worker.peers.joined}"
+            )
+        self.served = True
+        simulation.sleep(self.duration)
+        self.served = False
+        state.in_flight.discard(self)
+        return True
+
+
+class DrainingWire(Wire):
+    def renew(self, lease: Lease, ttl: float) -> bool:
+        task = self._simulation.task()
+        if task.name != "drain":
+            return super().renew(lease, ttl)
+        # Between a renewal and the call to the provider nothing stops it: no lease could help against that.
+        self._simulation.stop()
+        self._check()
+        done = self._simulation.store.renew(lease, ttl)
+        self._simulation.ledger.note("renew", (lease, ttl), done)
+        task.confirmed = lease if done else None
+        return done
+
+    def drains(self) -> Mapping[Function, Drain]:
+        drains: Mapping[Function, Drain] = self._call("drains")
+        return drains
+
+    def change_drain(
+        self, function: Function, before: Drain | None, after: Drain | None, keep: float
+    ) -> bool:
+        done: bool = self._call("change_drain", function, before, after, keep)
+        return done
+
+
+class StoppingWire(EngineWire):
+    def list_functions(self) -> list[Function]:
+        return [HELLO]
+
+    def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
+        simulation = self._worker.simulation
+        if replicas:
+            simulation.stop()
+        simulation.engine.set(replicas)  # type: ignore[arg-type]
+        simulation.sleep(simulation.latency)

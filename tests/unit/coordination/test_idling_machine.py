@@ -1,0 +1,198 @@
+"""Back to zero under every schedule that hypothesis can think of: see ``idling``."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from scalezero_wsgi.activation.activation import PROVIDER_PATIENCE
+from scalezero_wsgi.activation.drain import ACKNOWLEDGE, TAKE_EFFECT
+from scalezero_wsgi.activation.gate import VANISHED_IN_USE
+from scalezero_wsgi.activation.idler import LIST_EVERY, NEWLY_LED
+from scalezero_wsgi.activation.state import SETTLE
+from scalezero_wsgi.coordination.base import DrainPhase
+from scalezero_wsgi.coordination.heartbeat import HEARTBEAT
+from scalezero_wsgi.coordination.leadership import LEASE
+from tests.unit.coordination.idling import EXPIRY, IDLE_AFTER, PACE, STALE_FOR, IdlingSimulation, IdlingWorker
+from tests.unit.coordination.simulation import HELLO, Task
+from tests.unit.coordination.test_state_machine import machine_settings
+
+WORKERS = st.integers(0, 2)
+SOAK = int(os.environ.get("SCALEZERO_SOAK", "200"))
+OWN = ("heartbeat", "idler")
+
+
+class Idle(RuleBasedStateMachine):
+    """Requests come and go, threads take their turns in any order, but nobody dies."""
+
+    @initialize(
+        delay=st.sampled_from([0.0, 0.05, 1.0]),
+        lag=st.sampled_from([0.0, 0.3]),
+        latency=st.sampled_from([0.0, 0.01]),
+        used=st.booleans(),
+    )
+    def begin(self, delay: float, lag: float, latency: float, used: bool) -> None:
+        self.world = IdlingSimulation(delay, lag, latency)
+        for _ in range(3):
+            self.world.worker()
+        self.go_on(NEWLY_LED + 0.5)
+        if used:
+            for index in range(3):
+                self.alive(index).ask(0.0)
+            self.go_on(delay + lag + 1.0)
+
+    def alive(self, index: int) -> IdlingWorker:
+        worker = self.world.workers[index % len(self.world.workers)]
+        assert isinstance(worker, IdlingWorker)
+        return worker
+
+    def go_on(self, seconds: float) -> None:
+        self.world.run(lambda: False, seconds)
+
+    @rule(index=WORKERS, duration=st.sampled_from([0.0, 0.05, 1.0]))
+    def a_request_comes(self, index: int, duration: float) -> None:
+        if len(self.world.requests) < 6:
+            self.alive(index).ask(duration)
+
+    @rule(phase=st.sampled_from([DrainPhase.DRAINING, DrainPhase.STOPPING]), index=WORKERS)
+    def a_request_comes_in_that_phase(self, phase: DrainPhase, index: int) -> None:
+        def reached() -> bool:
+            drain = self.world.store.drains().get(HELLO)
+            return drain is not None and drain.phase is phase
+
+        if self.world.run(reached, 2.0) and len(self.world.requests) < 6:
+            self.alive(index).ask(0.05)
+
+    @rule(turns=st.lists(st.integers(0, 15), min_size=1, max_size=30))
+    def some_go_on(self, turns: list[int]) -> None:
+        for turn in turns:
+            tasks = self.world.runnable()
+            if tasks:
+                self.world.step(tasks[turn % len(tasks)])
+
+    @rule(index=st.integers(0, 15), steps=st.integers(1, 12))
+    def one_goes_on(self, index: int, steps: int) -> None:
+        tasks = self.world.runnable()
+        task = tasks[index % len(tasks)] if tasks else None
+        for _ in range(steps):
+            if task in self.world.runnable():
+                assert task is not None
+                self.world.step(task)
+
+    @rule(seconds=st.sampled_from([0.001, 0.01, 0.06, 0.2]))
+    def time_passes(self, seconds: float) -> None:
+        self.workers_keep_going()
+        self.world.clock.advance(seconds)
+
+    def workers_keep_going(self) -> None:
+        """The threads that keep leases and report are not held up while time passes."""
+        for _ in range(10_000):
+            tasks = [task for task in self.world.runnable() if self.is_own(task)]
+            if not tasks:
+                return
+            self.world.step(tasks[0])
+        raise AssertionError("they turn in a circle")
+
+    def is_own(self, task: Task) -> bool:
+        return task.name in OWN
+
+    @rule(seconds=st.sampled_from([0.1, 0.3, 1.0]))
+    def all_go_on(self, seconds: float) -> None:
+        self.go_on(seconds)
+
+    @invariant()
+    def no_request_is_lost_cut_or_passed_to_nobody(self) -> None:
+        assert self.world.ledger.wrong == [], self.world.story()
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.all_are_served_and_it_goes_to_zero(0.0)
+
+    def all_are_served_and_it_goes_to_zero(self, extra: float) -> None:
+        world = self.world
+        served = world.run(lambda: not world.requests, 10.0 + extra)
+        assert served, [(task.worker.name, task.name) for task in world.tasks]
+        self.no_request_is_lost_cut_or_passed_to_nobody()
+        at_zero = world.run(lambda: world.engine.replicas == 0, 2 * (IDLE_AFTER + ACKNOWLEDGE) + 6.0 + extra)
+        assert at_zero, (world.store.drains(), world.store.workers())
+        self.no_request_is_lost_cut_or_passed_to_nobody()
+
+
+class StormyIdle(Idle):
+    """The same, and processes die and hang, the store goes and comes, forgets everything."""
+
+    @rule(index=WORKERS)
+    def a_worker_dies(self, index: int) -> None:
+        self.world.crash(self.alive(index))
+        self.world.worker()
+
+    @rule(phase=st.sampled_from([DrainPhase.DRAINING, DrainPhase.STOPPING]), steps=st.integers(0, 20))
+    def who_stops_it_dies(self, phase: DrainPhase, steps: int) -> None:
+        def reached() -> bool:
+            drain = self.world.store.drains().get(HELLO)
+            return drain is not None and drain.phase is phase
+
+        if self.world.run(reached, 2.0):
+            for _ in range(steps):
+                drains = [task for task in self.world.runnable() if task.name == "drain"]
+                if drains:
+                    self.world.step(drains[0])
+            drains = [task for task in self.world.tasks if task.name == "drain"]
+            if drains:
+                self.world.crash(drains[0].worker)
+                self.world.worker()
+
+    @rule(index=WORKERS, seconds=st.sampled_from([1.0, 4.0, 10.0]))
+    def a_worker_hangs(self, index: int, seconds: float) -> None:
+        worker = self.alive(index)
+        worker.stopped = True
+        self.go_on(seconds)
+        worker.stopped = False
+        self.go_on(0.2)
+
+    @rule(seconds=st.sampled_from([0.5, 3.0]))
+    def the_store_is_lost(self, seconds: float) -> None:
+        self.world.down = True
+        self.go_on(seconds)
+        self.world.down = False
+
+    @precondition(lambda self: not self.is_stopping())
+    @rule()
+    def the_store_forgets(self) -> None:
+        self.world.forget()
+
+    def is_stopping(self) -> bool:
+        """Whether to forget would be a second fault: nobody could then know that the function may end."""
+        drain = self.world.store.drains().get(HELLO)
+        return drain is not None and drain.phase is DrainPhase.STOPPING
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            extra = (
+                VANISHED_IN_USE
+                + EXPIRY
+                + STALE_FOR
+                + 2 * LEASE
+                + NEWLY_LED
+                + SETTLE
+                + TAKE_EFFECT
+                + LIST_EVERY
+            )
+            self.all_are_served_and_it_goes_to_zero(extra + HEARTBEAT + PROVIDER_PATIENCE + PACE)
+
+
+TestIdle = Idle.TestCase
+TestIdle.settings = machine_settings(20)
+TestStormyIdle = StormyIdle.TestCase
+TestStormyIdle.settings = machine_settings(20)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("machine", [Idle, StormyIdle])
+def test_soak(machine: type[Idle]) -> None:
+    from hypothesis.stateful import run_state_machine_as_test
+
+    run_state_machine_as_test(machine, settings=machine_settings(5 * SOAK))
