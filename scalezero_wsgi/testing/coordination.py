@@ -638,7 +638,7 @@ class CoordinationContract:
             return
         store = bench.down
         lease, draining = Lease(HELLO, "a", 1), _draining(store)
-        for use in (
+        uses: list[Callable[[], object]] = [
             lambda: store.acquire(HELLO, "a", TTL),
             lambda: store.renew(lease, TTL),
             lambda: store.release(lease),
@@ -648,8 +648,10 @@ class CoordinationContract:
             lambda: store.report(WorkerReport("a"), TTL),
             lambda: store.leave("a"),
             lambda: store.workers(),
-            *([] if draining is None else [draining.drains, lambda: _begin_drain(draining)]),
-        ):
+        ]
+        if draining is not None:
+            uses += [draining.drains, lambda: _begin_drain(draining)]
+        for use in uses:
             started_at = time.monotonic()
             try:
                 use()

@@ -124,6 +124,11 @@ CASES: dict[str, tuple[Call, Call, float | None]] = {
     "pass-through": (call_of(door(whole), OTHER), call_of(Empty(whole), OTHER), 2.3),
     "look-up": (call_of(door(whole, LookUp), FUNCTION), call_of(Empty(whole), FUNCTION), 13),
     "warm": (call_of(door(whole), FUNCTION), call_of(Empty(whole), FUNCTION), 13),
+    "warm-idle-after": (
+        call_of(door(whole, idle_after="1h", idle_default="all"), FUNCTION),
+        call_of(Empty(whole), FUNCTION),
+        17,
+    ),
     "warm-refreshing": (
         call_of(door(whole, provider=OnceReady, cache_expiry=0, stale_for="1h"), FUNCTION),
         call_of(Empty(whole), FUNCTION),

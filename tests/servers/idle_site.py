@@ -1,7 +1,7 @@
 """A proxy before processes that go to zero as soon as nobody uses them.
 
-Nothing is sent a second time: a request that meets a function at zero is a 502. Each event leaves a line under
-``$IDLE``, by the worker in which it happened.
+Nothing is sent a second time: a request that meets a function at zero is a 502. Each event leaves a line
+under ``$IDLE``, by the worker in which it happened.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import pytest
 
 from tests.servers.harness import Server, gunicorn
 from tests.support.waiting import until
+from tests.unit.coordination.test_redis import Server as RedisServer
 
 SITE = "tests.servers.idle_site:application"
 CYCLES = int(os.environ.get("SCALEZERO_SOAK", "400"))
@@ -56,7 +57,9 @@ class Client(threading.Thread):
 
     def __init__(self, server: Server, name: str, cycles: int) -> None:
         super().__init__(daemon=True)
-        self._address, self._path, self._cycles = server.address, f"/function/{name}", cycles
+        assert not isinstance(server.address, str)
+        self._host, self._port = server.address
+        self._path, self._cycles = f"/function/{name}", cycles
         self.answers: Counter[str] = Counter()
         self.waited = 0
         self.pause = IDLE_AFTER
@@ -69,7 +72,7 @@ class Client(threading.Thread):
             time.sleep(self.pause * (0.75 + random.random() / 2))
 
     def _ask(self) -> bool:
-        connection = HTTPConnection(*self._address, timeout=60)
+        connection = HTTPConnection(self._host, self._port, timeout=60)
         try:
             connection.request("POST", self._path, body=b"x", headers={"Connection": "close"})
             answer = connection.getresponse()
@@ -101,7 +104,8 @@ def boundary(site: Site, capsys: pytest.CaptureFixture[str], cycles: int, title:
     with capsys.disabled():
         print(
             f"\n{title}: {sum(answers.values())} requests in {took:.0f} s,"
-            f" {events['FunctionStopped']} stops, {events['DrainCancelled']} drains cancelled {dict(site.reasons())},"
+            f" {events['FunctionStopped']} stops, {events['DrainCancelled']} drains cancelled"
+            f" {dict(site.reasons())},"
             f" {waited} requests waited for a restart; answers {dict(answers)}"
         )
     assert set(answers) == {"200"}, site.log.read_text()[-3000:]
@@ -110,5 +114,14 @@ def boundary(site: Site, capsys: pytest.CaptureFixture[str], cycles: int, title:
 
 
 @pytest.mark.server
+@pytest.mark.soak
 def test_no_request_is_lost_at_the_boundary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     boundary(Site(tmp_path), capsys, CYCLES, "SQLite")
+
+
+@pytest.mark.engine
+def test_no_request_is_lost_at_the_boundary_with_redis(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RedisServer(tmp_path / "redis").running() as redis:
+        boundary(Site(tmp_path, SCALEZERO_COORDINATION=redis.url), capsys, max(8, CYCLES // 4), "Redis")

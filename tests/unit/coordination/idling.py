@@ -1,5 +1,5 @@
-"""The simulation, with functions that go back to zero: each worker has its gate and its idler, and requests take
-the middleware's steps, with a stop between any two of them."""
+"""The simulation, with functions that go back to zero: each worker has its gate and its idler, and requests
+take the middleware's steps, with a stop between any two of them."""
 
 from __future__ import annotations
 
@@ -274,8 +274,8 @@ class Request:
         simulation.stop()
         if not simulation.engine.is_up():
             simulation.ledger.wrong.append(
-                f"{self.worker.name} passed a request to a function at zero at {simulation.clock()}, by {meta},"
-                f" {self.worker.gate.closed}, {simulation.store.drains()}, joined: {self.worker.peers.joined}"
+                f"{self.worker.name} passed a request to a function at zero at {simulation.clock()},"
+                f" by {meta}, closed {self.worker.gate.closed}, {simulation.store.drains()}"
             )
         self.served = True
         simulation.sleep(self.duration)

@@ -52,6 +52,7 @@ class Task:
     """A thread of a worker.
 
     :ivar call: of the store, before or after which it has stopped.
+    :ivar held: whether it does not go on, however ready it is.
     """
 
     worker: Worker
@@ -61,6 +62,7 @@ class Task:
     changes: SimulatedChanges | None = None
     confirmed: Lease | None = None
     body: greenlet.greenlet | None = None
+    held: bool = False
 
 
 class Simulation:
@@ -106,7 +108,7 @@ class Simulation:
         self.tasks.append(task)
 
     def runnable(self) -> list[Task]:
-        return [task for task in self.tasks if not task.worker.stopped and task.ready()]
+        return [task for task in self.tasks if not (task.held or task.worker.stopped) and task.ready()]
 
     def step(self, task: Task) -> None:
         """Let a task go on to its next stop."""

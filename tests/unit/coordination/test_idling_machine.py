@@ -21,6 +21,7 @@ from tests.unit.coordination.simulation import HELLO, Task
 from tests.unit.coordination.test_state_machine import machine_settings
 
 WORKERS = st.integers(0, 2)
+PHASES = st.sampled_from([DrainPhase.DRAINING, DrainPhase.STOPPING])
 SOAK = int(os.environ.get("SCALEZERO_SOAK", "200"))
 OWN = ("heartbeat", "idler")
 
@@ -57,14 +58,53 @@ class Idle(RuleBasedStateMachine):
         if len(self.world.requests) < 6:
             self.alive(index).ask(duration)
 
-    @rule(phase=st.sampled_from([DrainPhase.DRAINING, DrainPhase.STOPPING]), index=WORKERS)
+    @rule(phase=PHASES, index=WORKERS)
     def a_request_comes_in_that_phase(self, phase: DrainPhase, index: int) -> None:
-        def reached() -> bool:
-            drain = self.world.store.drains().get(HELLO)
-            return drain is not None and drain.phase is phase
-
-        if self.world.run(reached, 2.0) and len(self.world.requests) < 6:
+        if self.world.run(lambda: self.is_in(phase), 2.0) and len(self.world.requests) < 6:
             self.alive(index).ask(0.05)
+
+    def is_in(self, phase: DrainPhase) -> bool:
+        drain = self.world.store.drains().get(HELLO)
+        return drain is not None and drain.phase is phase
+
+    @rule(
+        index=WORKERS,
+        turns=st.lists(st.booleans(), max_size=24),
+        duration=st.sampled_from([0.0, 1.0]),
+        held_for=st.sampled_from([0.0, 0.1, 0.6]),
+    )
+    def a_request_meets_a_drain(
+        self, index: int, turns: list[bool], duration: float, held_for: float
+    ) -> None:
+        """In one worker: the two take turns, then the request is held up while all others go on."""
+        if not self.world.run(lambda: self.is_in(DrainPhase.DRAINING), 2.0) or len(self.world.requests) > 6:
+            return
+        worker = self.alive(index)
+        worker.ask(duration)
+        request = self.world.tasks[-1]
+        self.world.clock.advance(PACE)  # the idler's next turn is due
+        for turn in turns:
+            idler = next(task for task in self.world.tasks if task.worker is worker and task.name == "idler")
+            task = request if turn else idler
+            if task in self.world.runnable():
+                self.world.step(task)
+        request.held = True
+        self.go_on(held_for)
+        request.held = False
+
+    @rule(index=WORKERS, steps=st.integers(0, 12), held_for=st.sampled_from([0.3, 1.0]))
+    def a_request_is_held_up(self, index: int, steps: int, held_for: float) -> None:
+        """On its way, while the function goes to zero behind it."""
+        if len(self.world.requests) > 6:
+            return
+        self.alive(index).ask(0.05)
+        request = self.world.tasks[-1]
+        for _ in range(steps):
+            if request in self.world.runnable():
+                self.world.step(request)
+        request.held = True
+        self.go_on(held_for)
+        request.held = False
 
     @rule(turns=st.lists(st.integers(0, 15), min_size=1, max_size=30))
     def some_go_on(self, turns: list[int]) -> None:
@@ -129,13 +169,9 @@ class StormyIdle(Idle):
         self.world.crash(self.alive(index))
         self.world.worker()
 
-    @rule(phase=st.sampled_from([DrainPhase.DRAINING, DrainPhase.STOPPING]), steps=st.integers(0, 20))
+    @rule(phase=PHASES, steps=st.integers(0, 20))
     def who_stops_it_dies(self, phase: DrainPhase, steps: int) -> None:
-        def reached() -> bool:
-            drain = self.world.store.drains().get(HELLO)
-            return drain is not None and drain.phase is phase
-
-        if self.world.run(reached, 2.0):
+        if self.world.run(lambda: self.is_in(phase), 2.0):
             for _ in range(steps):
                 drains = [task for task in self.world.runnable() if task.name == "drain"]
                 if drains:
@@ -159,15 +195,11 @@ class StormyIdle(Idle):
         self.go_on(seconds)
         self.world.down = False
 
-    @precondition(lambda self: not self.is_stopping())
+    # While the function is being stopped it would be a second fault: nobody could know that it is to end.
+    @precondition(lambda self: not self.is_in(DrainPhase.STOPPING))
     @rule()
     def the_store_forgets(self) -> None:
         self.world.forget()
-
-    def is_stopping(self) -> bool:
-        """Whether to forget would be a second fault: nobody could then know that the function may end."""
-        drain = self.world.store.drains().get(HELLO)
-        return drain is not None and drain.phase is DrainPhase.STOPPING
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
