@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from .coordination import Coordination
+from .coordination.default import default_coordination
+from .coordination.memory import MemoryCoordination
 from .model import SettingError
 from .providers.base import NamespacedProvider, Provider, check_callable
 from .settings import SettingKeywords, Settings
@@ -56,3 +59,11 @@ def settings_for(provider: Provider, settings: Settings | None, keywords: Settin
         return replace(made, default_namespace=own)
     except SettingError as error:
         raise SettingError(f"provider: its namespace {own!r} cannot be used: {error}") from None
+
+
+def store_for(settings: Settings) -> Coordination | None:
+    """Return the store in which the workers meet; ``None``: each is on its own."""
+    if settings.idle_after is None:
+        return settings.coordination or default_coordination()
+    # gunicorn has two workers for a while when it reloads its only one.
+    return settings.coordination or default_coordination(least_workers=1) or MemoryCoordination()

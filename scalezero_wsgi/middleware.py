@@ -27,9 +27,7 @@ from .activation.idler import Idler, make_idler
 from .activation.request_queue import RequestQueue
 from .activation.scaler import FunctionScaler
 from .activation.state import NEVER, FunctionMeta
-from .configuration import check_provider, settings_for
-from .coordination.default import default_coordination
-from .coordination.memory import MemoryCoordination
+from .configuration import check_provider, settings_for, store_for
 from .coordination.peers import Peers
 from .events import CallLog, EventLog, Reporter, RequestRefused, RequestReplayed
 from .model import (
@@ -116,10 +114,7 @@ class ScaleZeroMiddleware:
             stale_if_error=settings.stale_if_error,
             clock=clock,
         )
-        idles = settings.idle_after is not None
-        store = settings.coordination or default_coordination(1 if idles else 2)
-        if store is None and idles:
-            store = MemoryCoordination()
+        store = store_for(settings)
         peers = Peers(store, self._report, clock, row=lambda worker: self.queue.report(worker))
         self.scaler = FunctionScaler(
             provider, self.cache, report=self._report, peers=peers, linger=settings.linger, clock=clock
@@ -188,7 +183,7 @@ class ScaleZeroMiddleware:
     def _try_to_admit(
         self, environ: WSGIEnvironment, start_response: StartResponse, path: str, arrived: float
     ) -> Iterable[bytes]:
-        """Do so once; return ``CLOSED`` if the function is being stopped in the very moment."""
+        """Do so once; return ``CLOSED`` if the function is being stopped at that moment."""
         function = meta = None
         activates = waited = False
         since = NEVER

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from ._lib.durations import seconds
+from ._lib.readers import count, file, one_of, optional, positive_duration, rate, switch
 from .activation.function_cache import MAXSIZE
 from .coordination import Coordination, make_coordination
 from .events import Hook
@@ -235,51 +236,10 @@ def _route(value: object) -> object:
     )
 
 
-def _names(value: object) -> object:
-    if isinstance(value, str) and value in NAME_RULES:
-        return value
-    raise ValueError(f"{value!r} is not allowed; it must be one of {', '.join(map(repr, NAME_RULES))}")
-
-
-def _idle_default(value: object) -> object:
-    if value in ("labelled", "all"):
-        return value
-    raise ValueError(f"{value!r} is not allowed; it must be 'labelled' or 'all'")
-
-
 def _namespace(value: object) -> object:
     if isinstance(value, str):
         return value
     raise ValueError(f"{value!r} is not allowed; it must be a string")
-
-
-def _positive_duration(value: object) -> float:
-    duration = seconds(value)
-    if duration == 0:
-        raise ValueError(f"{value!r} is not allowed; it must be more than 0 seconds")
-    return duration
-
-
-def _count(value: object) -> int:
-    if isinstance(value, str) and value.strip().isdecimal():
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value
-    raise ValueError(f"{value!r} is not allowed; it must be an integer of 1 or more")
-
-
-def _switch(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    switch = {"1": True, "true": True, "yes": True, "on": True}
-    switch |= {"0": False, "false": False, "no": False, "off": False}
-    if isinstance(value, str) and value.strip().lower() in switch:
-        return switch[value.strip().lower()]
-    raise ValueError(f"{value!r} is not allowed; it must be true or false")
-
-
-def _optional(read: Callable[[object], object]) -> Callable[[object], object]:
-    return lambda value: None if value is None or value == "" else read(value)
 
 
 def _durations(value: object) -> Mapping[str, float]:
@@ -287,27 +247,11 @@ def _durations(value: object) -> Mapping[str, float]:
     if isinstance(value, str):
         pairs = dict(part.partition("=")[::2] for part in value.split(",") if part.strip())
     if isinstance(pairs, Mapping) and all(isinstance(name, str) for name in pairs):
-        return {name.strip(): _part(_positive_duration, pairs[name], value) for name in pairs}
+        return {name.strip(): _part(positive_duration, pairs[name], value) for name in pairs}
     raise ValueError(
         f"{value!r} is not allowed; it must hold a duration for each function,"
         " as a mapping or as 'hello=40s,slow.dev=2m'"
     )
-
-
-def _rate(value: object) -> float:
-    try:
-        rate = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else 0.0
-    except (ValueError, OverflowError):
-        rate = 0.0
-    if 0 < rate < float("inf"):
-        return rate
-    raise ValueError(f"{value!r} is not allowed; it must be a number of requests in a second, more than 0")
-
-
-def _file(value: object) -> str:
-    if isinstance(value, (str, os.PathLike)) and os.path.isfile(value):  # noqa: PTH113
-        return os.fspath(value)
-    raise ValueError(f"{value!r} is not allowed; it must be the path of a file")
 
 
 def _words(value: object) -> Sequence[object]:
@@ -386,29 +330,29 @@ def _hook(value: object) -> Hook:
 _READERS: dict[str, Callable[[object], object]] = {
     "route": _route,
     "default_namespace": _namespace,
-    "names": _names,
+    "names": one_of(*NAME_RULES),
     "cache_expiry": seconds,
     "stale_for": seconds,
     "stale_if_error": seconds,
     "missing_expiry": seconds,
-    "cache_size": _count,
-    "max_wait": _positive_duration,
+    "cache_size": count,
+    "max_wait": positive_duration,
     "max_wait_of": _durations,
     "linger": seconds,
-    "max_waiting": _optional(_count),
-    "max_waiting_per_function": _optional(_count),
-    "release_rate": _optional(_rate),
-    "page_after": _optional(seconds),
-    "page_template": _optional(_file),
+    "max_waiting": optional(count),
+    "max_waiting_per_function": optional(count),
+    "release_rate": optional(rate),
+    "page_after": optional(seconds),
+    "page_template": optional(file),
     "no_wake": _rules,
     "no_wake_status": _status,
     "allow": _fence,
     "deny": _patterns,
     "wake": _fence,
-    "replay": _switch,
-    "idle_after": _optional(_positive_duration),
-    "idle_default": _idle_default,
-    "expose_failures": _switch,
-    "coordination": _optional(_coordination),
+    "replay": switch,
+    "idle_after": optional(positive_duration),
+    "idle_default": one_of("labelled", "all"),
+    "expose_failures": switch,
+    "coordination": optional(_coordination),
     "hooks": _hooks,
 }

@@ -69,6 +69,10 @@ READINGS: list[tuple[str, object, object]] = [
     ("cache_size", 1, 1),
     ("cache_size", "500", 500),
     ("cache_size", " 7 ", 7),
+    *[("idle_after", value, 900.0) for value in (900.0, "15m")],
+    ("idle_after", None, None),
+    ("idle_after", "", None),
+    *[("idle_default", value, value) for value in ("labelled", "all")],
     *[("replay", yes, True) for yes in (True, "true", "True", "1", "yes", "on", " ON ")],
     *[("replay", no, False) for no in (False, "false", "False", "0", "no", "off")],
     *[("expose_failures", value, str(value).lower() == "true") for value in (True, "true", False, "false")],
@@ -125,6 +129,8 @@ WRONG: dict[str, list[object]] = {
     "names": ["", "DNS", "any", None, 1, ["dns"], {"dns": 1}],
     **{name: [-1, "", "fast", None, True, math.nan, math.inf, []] for name in DURATIONS},
     "cache_size": [0, -1, 1.0, "0", "-1", "1.5", "", "ten", None, True, []],
+    "idle_after": [0, "0s", -1, "soon", True, []],
+    "idle_default": ["", None, "ALL", "none", 1, ["all"]],
     "replay": [None, 0, 1, "", "maybe", [], "2"],
     "expose_failures": [None, 0, 1, "", "maybe", [], "2"],
     "max_wait_of": [
@@ -270,6 +276,8 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "deny": (),
         "wake": None,
         "replay": True,
+        "idle_after": None,
+        "idle_default": "labelled",
         "expose_failures": False,
         "coordination": None,
         "hooks": (),
@@ -370,6 +378,8 @@ def test_every_setting_that_a_string_can_say_comes_from_the_environment() -> Non
         "SCALEZERO_DENY": "job-secret",
         "SCALEZERO_WAKE": "job-*",
         "SCALEZERO_REPLAY": "off",
+        "SCALEZERO_IDLE_AFTER": "15m",
+        "SCALEZERO_IDLE_DEFAULT": "all",
         "SCALEZERO_EXPOSE_FAILURES": "on",
         "SCALEZERO_COORDINATION": "memory://",
     }
@@ -399,6 +409,8 @@ def test_every_setting_that_a_string_can_say_comes_from_the_environment() -> Non
         deny=("job-secret",),
         wake=("job-*",),
         replay=False,
+        idle_after=900.0,
+        idle_default="all",
         expose_failures=True,
     )
 

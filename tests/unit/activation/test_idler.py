@@ -191,6 +191,30 @@ def test_a_request_that_comes_while_it_drains_is_passed_down_at_once(draining: S
     assert [event.reason for event in draining.told(DrainCancelled)][:1] == ["a request came"]
 
 
+def test_a_request_that_undid_one_drain_does_not_open_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was held up right after it had won, and the next drain is acknowledged already."""
+    site = Site(idle_after=60)
+    ask(site.door)
+    idler = site.door._idler
+    assert idler is not None
+    gate, change = idler.gate, site.store.change_drain
+    assert change(HELLO, None, Drain(DrainPhase.DRAINING, 1), 60)
+    gate.turn()
+    assert gate.closed == {HELLO: 1}
+
+    def change_and_be_late(function: Function, before: Drain, after: Drain, keep: float) -> bool:
+        monkeypatch.setattr(site.store, "change_drain", change)
+        assert change(function, before, after, keep)
+        assert change(HELLO, after, Drain(DrainPhase.DRAINING, 2), 60)
+        gate.turn()
+        assert change(HELLO, Drain(DrainPhase.DRAINING, 2), Drain(DrainPhase.STOPPING, 2), 60)
+        return True
+
+    monkeypatch.setattr(site.store, "change_drain", change_and_be_late)
+    assert gate.enter(HELLO)  # it has won, but joins and finds it closed
+    assert gate.closed == {HELLO: 2}
+
+
 def test_a_worker_that_does_not_acknowledge_keeps_it_up_until_it_is_gone(draining: Site) -> None:
     until(lambda: draining.told(DrainCancelled))
     assert "no answer of silent/use" in draining.told(DrainCancelled)[0].reason

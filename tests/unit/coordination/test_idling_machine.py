@@ -22,6 +22,7 @@ from tests.unit.coordination.test_state_machine import machine_settings
 
 WORKERS = st.integers(0, 2)
 PHASES = st.sampled_from([DrainPhase.DRAINING, DrainPhase.STOPPING])
+HELD_FOR = st.sampled_from([0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.6, 1.0])
 SOAK = int(os.environ.get("SCALEZERO_SOAK", "200"))
 OWN = ("heartbeat", "idler")
 
@@ -31,7 +32,7 @@ class Idle(RuleBasedStateMachine):
 
     @initialize(
         delay=st.sampled_from([0.0, 0.05, 1.0]),
-        lag=st.sampled_from([0.0, 0.3]),
+        lag=st.sampled_from([0.0, 0.3, LEASE + 0.5]),
         latency=st.sampled_from([0.0, 0.01]),
         used=st.booleans(),
     )
@@ -67,15 +68,18 @@ class Idle(RuleBasedStateMachine):
         drain = self.world.store.drains().get(HELLO)
         return drain is not None and drain.phase is phase
 
+    @rule(duration=st.sampled_from([0.05, 1.0]))
+    def a_worker_joins(self, duration: float) -> None:
+        if len(self.world.workers) < 4:
+            self.world.worker().ask(duration)
+
     @rule(
         index=WORKERS,
-        turns=st.lists(st.booleans(), max_size=24),
+        steps=st.lists(st.integers(0, 8), max_size=4),
         duration=st.sampled_from([0.0, 1.0]),
-        held_for=st.sampled_from([0.0, 0.1, 0.6]),
+        held_for=HELD_FOR,
     )
-    def a_request_meets_a_drain(
-        self, index: int, turns: list[bool], duration: float, held_for: float
-    ) -> None:
+    def a_request_meets_a_drain(self, index: int, steps: list[int], duration: float, held_for: float) -> None:
         """In one worker: the two take turns, then the request is held up while all others go on."""
         if not self.world.run(lambda: self.is_in(DrainPhase.DRAINING), 2.0) or len(self.world.requests) > 6:
             return
@@ -83,25 +87,21 @@ class Idle(RuleBasedStateMachine):
         worker.ask(duration)
         request = self.world.tasks[-1]
         self.world.clock.advance(PACE)  # the idler's next turn is due
-        for turn in turns:
-            idler = next(task for task in self.world.tasks if task.worker is worker and task.name == "idler")
-            task = request if turn else idler
-            if task in self.world.runnable():
-                self.world.step(task)
+        idler = next(task for task in self.world.tasks if task.worker is worker and task.name == "idler")
+        for task, count in zip([idler, request] * 2, steps, strict=False):
+            self.step(task, count)
         request.held = True
         self.go_on(held_for)
         request.held = False
 
-    @rule(index=WORKERS, steps=st.integers(0, 12), held_for=st.sampled_from([0.3, 1.0]))
+    @rule(index=WORKERS, steps=st.integers(0, 12), held_for=HELD_FOR)
     def a_request_is_held_up(self, index: int, steps: int, held_for: float) -> None:
         """On its way, while the function goes to zero behind it."""
         if len(self.world.requests) > 6:
             return
         self.alive(index).ask(0.05)
         request = self.world.tasks[-1]
-        for _ in range(steps):
-            if request in self.world.runnable():
-                self.world.step(request)
+        self.step(request, steps)
         request.held = True
         self.go_on(held_for)
         request.held = False
@@ -116,10 +116,12 @@ class Idle(RuleBasedStateMachine):
     @rule(index=st.integers(0, 15), steps=st.integers(1, 12))
     def one_goes_on(self, index: int, steps: int) -> None:
         tasks = self.world.runnable()
-        task = tasks[index % len(tasks)] if tasks else None
+        if tasks:
+            self.step(tasks[index % len(tasks)], steps)
+
+    def step(self, task: Task, steps: int) -> None:
         for _ in range(steps):
             if task in self.world.runnable():
-                assert task is not None
                 self.world.step(task)
 
     @rule(seconds=st.sampled_from([0.001, 0.01, 0.06, 0.2]))
