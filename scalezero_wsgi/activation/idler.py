@@ -29,6 +29,7 @@ from ..coordination.memory import MemoryCoordination
 from ..events import IdlingOff, StopRefused
 from ..model import Function, ReplicaStatus, TooManyWaiting
 from ..providers.base import ListingProvider
+from ..servers.server import when_serving
 from .drain import FunctionDrain, Outcome, Result
 from .gate import SUFFIX, Gate
 from .refresh import Context, Refresh
@@ -110,6 +111,7 @@ class Idler:
         self._listings: SingleFlight[None, None] = SingleFlight("scalezero-list", 1, self._clock)
         self._begin()
         _idlers.add(self)
+        when_serving(self.start)
 
     def _begin(self) -> None:
         self._thread: threading.Thread | None = None

@@ -6,8 +6,8 @@ In a gthread worker a request that waits then takes none of the threads: another
 may wait, while never more than ``threads`` of them are in the application. Of other workers the middleware
 knows how many requests they serve at once, and leaves a quarter of them free. A request that waits keeps
 the heartbeat of a sync worker, so that a start may take longer than ``--timeout``. When the worker is told
-to stop (TERM, a reload with HUP), those who wait get 503 and ``Retry-After`` at once. And the log says at
-start which settings will hurt.
+to stop (TERM, a reload with HUP), those who wait get 503 and ``Retry-After`` at once. Idle functions go back
+to zero also where no request comes. And the log says at start which settings will hurt.
 
 If ``gunicorn.conf.py`` has a hook of that name already, call this one from it::
 
@@ -42,6 +42,7 @@ from ..servers.server import (
     open_files,
     room_for,
     room_to_wait,
+    serving,
     this_server,
 )
 from ..servers.thread_pool import ThreadPool
@@ -71,6 +72,7 @@ def post_worker_init(worker: Any) -> None:
     elif not isinstance(worker, AsyncWorker):
         # The others give their sign of life from a loop of its own, which must be seen to hang.
         server.keep_alive = _Heartbeat(worker)
+    serving(worker.cfg.workers > 1)
     if worker.age == 1:  # the first of them speaks for all
         for warning in [*warnings, *_warnings(worker, server.capacity)]:
             _log.warning(warning)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,26 @@ class Server:
 
 this_server = PerProcess(Server).get
 """Return the server of this process; an integration fills it in."""
+
+
+_when_serving: list[weakref.WeakMethod[Callable[[bool], object]]] = []
+
+
+def when_serving(start: Callable[[bool], object]) -> None:
+    """Have a bound method called in each worker that is about to serve, where the server can tell. Its object
+    may end before that.
+
+    :param start: it is given whether the server has other workers, which serve the same application.
+    """
+    _when_serving.append(weakref.WeakMethod(start))
+
+
+def serving(multiprocess: bool) -> None:
+    """Tell those who want to know that this worker is about to serve; called by an integration."""
+    for reference in _when_serving:
+        start = reference()
+        if start is not None:
+            start(multiprocess)
 
 
 def capacity_of(environ: WSGIEnvironment) -> int:

@@ -17,7 +17,8 @@ def serve(connection: socket.socket) -> None:
             if not piece:
                 return
             request += piece
-        time.sleep(random.random() * 0.02)
+        path = request.split(b" ", 2)[1].strip(b"/")
+        time.sleep(float(path) if path else random.random() * 0.02)
         body = b"%d" % os.getpid()
         head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body)
         connection.sendall(head + body)

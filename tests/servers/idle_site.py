@@ -1,7 +1,7 @@
 """A proxy before processes that go to zero as soon as nobody uses them.
 
-Nothing is sent a second time: a request that meets a function at zero is a 502. Each event leaves a line
-under ``$IDLE``, by the worker in which it happened.
+``/function/f0/3`` takes the function three seconds. Nothing is sent a second time: a request that meets a
+function at zero is a 502. Each event leaves a line under ``$IDLE``, by the worker in which it happened.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def proxy(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
     address = urlsplit(environ["scalezero_wsgi.endpoint"]).netloc
     connection = http.client.HTTPConnection(address, timeout=20)
     try:
-        connection.request("POST", "/", body=b"")
+        (IDLE / "serves").write_text(str(os.getpid()))
+        connection.request("POST", environ["PATH_INFO"][len("/function/f0") :] or "/", body=b"")
         answer = connection.getresponse()
         body, status = answer.read(), "200 OK"
     except (OSError, http.client.HTTPException) as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -12,12 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from scalezero_wsgi.providers.process import ProcessFunction, ProcessProvider
 from tests.servers.harness import Server, gunicorn
 from tests.support.waiting import until
 from tests.unit.coordination.test_redis import Server as RedisServer
 
 SITE = "tests.servers.idle_site:application"
 CYCLES = int(os.environ.get("SCALEZERO_SOAK", "400"))
+FUNCTION = Path(__file__).with_name("idle_function.py")
 FUNCTIONS = 4
 IDLE_AFTER = 0.04
 
@@ -117,6 +121,65 @@ def boundary(site: Site, capsys: pytest.CaptureFixture[str], cycles: int, title:
 @pytest.mark.soak
 def test_no_request_is_lost_at_the_boundary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     boundary(Site(tmp_path), capsys, CYCLES, "SQLite")
+
+
+@pytest.mark.server
+def test_it_also_goes_to_zero_where_no_request_comes(tmp_path: Path) -> None:
+    """A function that somebody else has started."""
+    site = Site(tmp_path)
+    functions = {"f0": ProcessFunction([sys.executable, "-I", "-S", str(FUNCTION), "{port}"])}
+    provider = ProcessProvider(functions, state_dir=site.files / "state")
+    provider.set_replicas("f0", "", 1)
+    with gunicorn(SITE, site.log, "-w", "2", "-c", "tests/servers/waiting_conf.py", env=site.env):
+        until(lambda: provider.get_replicas("f0", "").replicas == 0)
+
+
+@pytest.mark.server
+@pytest.mark.soak
+@pytest.mark.parametrize("seconds", [2, 4, 10])
+def test_a_worker_that_is_suspended_keeps_the_function_up_that_serves_it(
+    seconds: int, tmp_path: Path
+) -> None:
+    site = Site(tmp_path)
+    with gunicorn(SITE, site.log, "-w", "2", "--threads", "4", env=site.env) as server:
+        Client(server, "f0", 1).run()
+        until(lambda: site.events()["FunctionStopped"])
+        client = Client(server, f"f0/{seconds + 3}", 1)
+        client.start()
+        until(lambda: site.events()["FunctionReady"] >= 2)
+        time.sleep(0.3)
+        pid = int((site.files / "serves").read_text())
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(seconds)
+        assert site.events()["FunctionStopped"] == 1
+        os.kill(pid, signal.SIGCONT)
+        client.join()
+        assert client.answers == {"200": 1}, site.log.read_text()
+        until(lambda: site.events()["FunctionStopped"] == 2)
+
+
+@pytest.mark.server
+@pytest.mark.soak
+def test_killed_workers_lose_their_own_requests_only_and_nothing_stays_up(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    with gunicorn(SITE, site.log, "-w", "4", "--threads", "8", env=site.env) as server:
+        Client(server, "f0", 1).run()
+        until(lambda: site.events()["FunctionStopped"])
+        clients = [Client(server, f"f{number % FUNCTIONS}", 150) for number in range(8)]
+        for client in clients:
+            client.start()
+        while any(client.is_alive() for client in clients):
+            os.kill(random.choice(server.workers()), signal.SIGKILL)
+            for _ in range(30):
+                clients[0].join(1.0)
+        answers = sum((client.answers for client in clients), Counter())
+        unexpected = [text for text in answers if text[0].isdigit() and text != "200"]
+        assert not unexpected, (answers, site.log.read_text()[-2000:])
+        ended = [f"f{number}" for number in range(FUNCTIONS)]
+        provider = ProcessProvider(
+            {name: ProcessFunction(["true"]) for name in ended}, state_dir=site.files / "state"
+        )
+        until(lambda: not any(provider.get_replicas(name, "").replicas for name in ended), timeout=120)
 
 
 @pytest.mark.engine
