@@ -120,7 +120,10 @@ class Gate:
         if state.function in self.closed:
             return False
         now = state.meta
-        return now is meta or (now is not None and now.available)
+        if now is meta:
+            return True
+        # Or it was stopped and has been started again since, elsewhere perhaps.
+        return now is not None and now.available and now.status.endpoint == meta.status.endpoint
 
     def enter(self, function: Function) -> bool:
         """Undo a drain of the function, for a request that came.
@@ -199,6 +202,7 @@ class Gate:
                     self._cache.mark_suspect(state.function)
             # First: a drain that begins from now on waits for this worker.
             self._send(WorkerReport(self.name), VANISHED)
+            self._acknowledged = {}
         drains = self._drains()
         self._alone_since = math.inf
         self._follow(drains)

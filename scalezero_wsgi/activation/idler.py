@@ -46,6 +46,9 @@ PACE, LEAST_PACE = 0.25, 0.01
 LEAD = Function(".idler")
 """The name of the lease of the worker that decides; no function's name begins with a dot."""
 
+TRY_EVERY = 0.5
+"""Seconds after which another worker tries to become the one that decides."""
+
 LEAD_ENDS = 5.0
 """Seconds after its last turn when the worker that decides counts as one that hangs."""
 
@@ -117,7 +120,7 @@ class Idler:
         self._thread: threading.Thread | None = None
         self._stopped: threading.Event | None = None
         self._lead: LeasedLeadership | None = None
-        self._led_since = self._turned_at = self._listed_at = NEVER
+        self._led_since = self._tried_at = self._turned_at = self._listed_at = NEVER
         self._seen: dict[str, tuple[WorkerReport, float]] = {}
         self._used_at: dict[Function, float] = {}
         self._up_since: dict[Function, float] = {}
@@ -142,7 +145,7 @@ class Idler:
         """
         if self._thread is None:
             self.start(multiprocess)
-        return self.gate.enter(function)
+        return self._off or self.gate.enter(function)
 
     # The thread
 
@@ -212,8 +215,10 @@ class Idler:
             if self._lead.holds():
                 return True
             self._lead.end()
-        self._lead = self._context.peers.lead(LEAD, lambda: self._turned_at + LEAD_ENDS)
-        self._led_since = self._clock()
+            self._lead = None
+        if self._clock() >= self._tried_at + TRY_EVERY:
+            self._tried_at = self._led_since = self._clock()
+            self._lead = self._context.peers.lead(LEAD, lambda: self._turned_at + LEAD_ENDS)
         return self._lead is not None
 
     def _still_leads(self) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from scalezero_wsgi import Function, FunctionCache, FunctionScaler, ReplicaStatus, ScaleZeroError
@@ -68,14 +69,12 @@ class StoppableEngine:
         self._simulation = simulation
         self._delay, self._lag = delay, lag
         self.history: list[tuple[float, int]] = [(-math.inf, 0)]
-        self.stops = 0
 
     def set(self, replicas: int) -> None:
         if (replicas > 0) == (self.history[-1][1] > 0):
             return
         self.history.append((self._simulation.clock(), replicas))
         if replicas == 0:
-            self.stops += 1
             for request in self._simulation.requests:
                 if request.served:
                     self._simulation.ledger.wrong.append(f"a request of {request.worker.name} was cut")
@@ -93,7 +92,18 @@ class StoppableEngine:
         since, replicas = next(each for each in reversed(self.history) if each[0] + self._lag <= now)
         if not replicas:
             return ZERO
-        return UP if now >= since + self._delay + self._lag else STARTING
+        if now < since + self._delay + self._lag:
+            return STARTING
+        return replace(UP, endpoint=self.address_of(since))
+
+    @staticmethod
+    def address_of(started_at: float) -> str:
+        """Return where the function is reached: after each start somewhere else."""
+        return f"http://{started_at}"
+
+    def serves(self, meta: FunctionMeta) -> bool:
+        """Return whether a request that is sent by this entry gets an answer."""
+        return self.is_up() and meta.status.endpoint == self.address_of(self.history[-1][0])
 
 
 class SimulatedLock:
@@ -272,7 +282,7 @@ class Request:
             simulation.stop()
             return False
         simulation.stop()
-        if not simulation.engine.is_up():
+        if not simulation.engine.serves(meta):
             simulation.ledger.wrong.append(
                 f"{self.worker.name} passed a request to a function at zero at {simulation.clock()},"
                 f" by {meta}, closed {self.worker.gate.closed}, {simulation.store.drains()}"
