@@ -106,6 +106,13 @@ class RequestReplayed(FunctionEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class FunctionIdle(FunctionEvent):
+    """The function has been idle for so many seconds, and would be stopped but for ``dry_run``."""
+
+    idle_for: float
+
+
+@dataclass(frozen=True, slots=True)
 class FunctionStopped(FunctionEvent):
     """The function was idle and is at zero; this took ``after`` seconds from the decision on."""
 
@@ -172,6 +179,8 @@ def _describe(event: Event) -> tuple[int, str]:
             return logging.WARNING, f"{function}: refused a request: {reason}"
         case RequestReplayed(function, waited):
             return logging.INFO, f"{function}: was at zero, passed down again after {waited:.3f} s"
+        case FunctionIdle(function, idle_for):
+            return logging.INFO, f"{function}: idle for {idle_for:.0f} s, would be scaled to zero"
         case FunctionStopped(function, after):
             return logging.INFO, f"{function}: idle, scaled to zero after {after:.3f} s"
         case DrainCancelled(function, reason):

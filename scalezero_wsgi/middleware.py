@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ._lib.bounded import Bounded
 from .activation.function_cache import FunctionCache
-from .activation.idleness import Idleness
-from .activation.idler import Idler, make_idler
+from .activation.idler import make_idler
 from .activation.request_queue import RequestQueue
 from .activation.scaler import FunctionScaler
 from .activation.state import NEVER, FunctionMeta
@@ -127,10 +126,7 @@ class ScaleZeroMiddleware:
         self._rules = Rules(
             settings.no_wake, settings.allow, settings.deny, settings.wake, settings.default_namespace
         )
-        self._idler: Idler | None = None
-        if store is not None and settings.idle_after is not None:
-            idle = Idleness(settings.idle_after, settings.idle_default == "all", self._rules.may_be_woken)
-            self._idler = make_idler(store, self.scaler, self.queue, idle, settings.idle_after)
+        self._idler = make_idler(settings, store, self.scaler, self.queue, self._rules.may_be_woken)
         self._unreachable = UNREACHABLE | ({"500"} if getattr(provider, "doubts_500", False) else set())
         self._expiry, self._usable = self.cache.expiry, self.cache.usable
         # Every path begins with the empty prefix: a custom route runs for each request.

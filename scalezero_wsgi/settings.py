@@ -56,6 +56,7 @@ class SettingKeywords(TypedDict, total=False):
     replay: bool
     idle_after: Duration | None
     idle_default: str
+    dry_run: bool
     expose_failures: bool
     coordination: Coordination | str | None
     hooks: Sequence[Hook]
@@ -101,6 +102,7 @@ class Settings:
         workers meet, see ``coordination``.
     :param idle_default: which functions do: ``"labelled"``: those whose labels say so, ``"all"``: all that do
         not say otherwise.
+    :param dry_run: whether it is only said which functions would go to zero.
     :param expose_failures: whether clients are told why a function could not be started, its last lines of
         output included; for development.
     :param coordination: where the workers meet: a URL, see
@@ -135,6 +137,7 @@ class Settings:
     replay: bool = True
     idle_after: float | None = None
     idle_default: str = "labelled"
+    dry_run: bool = False
     expose_failures: bool = False
     coordination: Coordination | None = None
     hooks: tuple[Hook, ...] = ()
@@ -352,6 +355,7 @@ _READERS: dict[str, Callable[[object], object]] = {
     "replay": switch,
     "idle_after": optional(positive_duration),
     "idle_default": one_of("labelled", "all"),
+    "dry_run": switch,
     "expose_failures": switch,
     "coordination": optional(_coordination),
     "hooks": _hooks,

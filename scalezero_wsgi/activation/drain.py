@@ -22,7 +22,7 @@ from ..coordination.base import (
     WorkerReport,
 )
 from ..coordination.leadership import LeadershipLost, LeasedLeadership
-from ..events import FunctionStopped, ProviderFailed
+from ..events import FunctionIdle, FunctionStopped, ProviderFailed
 from ..model import Function, FunctionFailed, FunctionNotFound, ProviderError, ReplicaStatus
 from .gate import KEEP_DRAIN, KEEP_ENDED, SUFFIX, Gate
 from .refresh import Context, Refresh
@@ -48,6 +48,7 @@ class Outcome(Enum):
 
     STOPPED = "the function is at zero now"
     AT_ZERO = "it was at zero already"
+    DRY_RUN = "it would be stopped now"
     NOT_IDLE = "it is not to be stopped, or not yet"
     BUSY = "somebody else starts it, asks for it or stops it"
     CANCELLED = "a request came, or the function is in use"
@@ -73,6 +74,7 @@ class FunctionDrain(Refresh):
     :param idle_after: returns after how many seconds a function with that status is idle; ``None``: never.
     :param idle_for: for how many seconds it has been, as far as is known.
     :param still_leads: whether this worker is the one that decides; asks the store.
+    :param dry_run: whether it is only said that the function would be stopped.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class FunctionDrain(Refresh):
         idle_after: Callable[[Function, ReplicaStatus], float | None],
         idle_for: float,
         still_leads: Callable[[], bool],
+        dry_run: bool = False,
     ) -> None:
         super().__init__(context, function)
         self._store = store
@@ -91,6 +94,7 @@ class FunctionDrain(Refresh):
         self._idle_after = idle_after
         self._idle_for = idle_for
         self._still_leads = still_leads
+        self._dry_run = dry_run
         self._begun = self._clock()
         self._lease: LeasedLeadership
 
@@ -128,6 +132,9 @@ class FunctionDrain(Refresh):
             return Result(Outcome.NOT_IDLE)
         if known is not None and known.status.replicas not in (0, first.status.replicas):
             return Result(Outcome.CHANGED, f"it has {first.status.replicas} replicas now")
+        if self._dry_run:
+            self._context.report(FunctionIdle(self._function, self._idle_for))
+            return Result(Outcome.DRY_RUN)
         draining = Drain(DrainPhase.DRAINING, self._lease.token)
         if not self._change(before, draining, KEEP_DRAIN):
             return Result(Outcome.BUSY)

@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 from .._lib.backoff import backoff_step
 from ..coordination.base import (
@@ -32,11 +33,15 @@ from ..providers.base import ListingProvider
 from ..servers.server import when_serving
 from .drain import FunctionDrain, Outcome, Result
 from .gate import SUFFIX, Gate
+from .idleness import Idleness
 from .refresh import Context, Refresh
 from .request_queue import RequestQueue
 from .scaler import FunctionScaler
 from .single_flight import Flight, SingleFlight
 from .state import NEVER, FunctionState
+
+if TYPE_CHECKING:
+    from ..settings import Settings
 
 logger = logging.getLogger("scalezero_wsgi")
 
@@ -68,6 +73,7 @@ LIST_PAUSE = 0.02
 PUT_OFF = {
     Outcome.BUSY: 0.1,
     Outcome.NOT_IDLE: 1.0,
+    Outcome.DRY_RUN: 600.0,
     Outcome.LOST: 1.0,
     Outcome.FAILED: 10.0,
     Outcome.UNANSWERED: 5.0,
@@ -89,6 +95,7 @@ class Idler:
     :param idle_after: says what idle means.
     :param pace: seconds between two turns.
     :param shared: whether several processes can use the store.
+    :param dry_run: whether it is only said what would be stopped.
     """
 
     def __init__(
@@ -100,6 +107,7 @@ class Idler:
         *,
         pace: float,
         shared: bool,
+        dry_run: bool = False,
     ) -> None:
         self._context = context
         self._clock = context.clock
@@ -109,6 +117,7 @@ class Idler:
         self._idle_after = idle_after
         self._pace = pace
         self._shared = shared
+        self._dry_run = dry_run
         self._listing = context.provider if isinstance(context.provider, ListingProvider) else None
         self._drains: SingleFlight[Function, Result] = SingleFlight("scalezero-drain", AT_ONCE, self._clock)
         self._listings: SingleFlight[None, None] = SingleFlight("scalezero-list", 1, self._clock)
@@ -292,7 +301,14 @@ class Idler:
 
     def _stop(self, function: Function, idle_for: float, flight: object = None) -> Result:  # noqa: ARG002
         drain = FunctionDrain(
-            self._context, function, self._store, self.gate, self._idle_after, idle_for, self._still_leads
+            self._context,
+            function,
+            self._store,
+            self.gate,
+            self._idle_after,
+            idle_for,
+            self._still_leads,
+            self._dry_run,
         )
         result = drain.stop()
         self._note(function, result)
@@ -324,22 +340,30 @@ class Idler:
 
 
 def make_idler(
-    store: Coordination, scaler: FunctionScaler, queue: RequestQueue, idle_after: IdleAfter, least: float
+    settings: Settings,
+    store: Coordination | None,
+    scaler: FunctionScaler,
+    queue: RequestQueue,
+    may_be_woken: Callable[[Function], bool],
 ) -> Idler | None:
-    """Return what brings idle functions to zero; ``None``: nothing can, which is reported.
+    """Return what brings idle functions to zero; ``None``: nothing is to, or nothing can, which is reported.
 
+    :param settings: ``idle_after`` and the like.
     :param store: where the workers meet.
-    :param least: the shortest idle time in seconds that is usual.
+    :param may_be_woken: whether requests may wake a function.
     """
-    context = scaler.context
+    if settings.idle_after is None:
+        return None
+    context, idle_after = scaler.context, settings.idle_after
     if not isinstance(store, DrainingCoordination):
         reason = f"the store {type(store).__name__} has no drains() and change_drain()"
         context.report(IdlingOff(reason))
         return None
-    pace = min(PACE, max(LEAST_PACE, least / 4))
+    pace = min(PACE, max(LEAST_PACE, idle_after / 4))
     gate = Gate(store, context.peers, context.cache, queue.by_function, context.report, pace, context.clock)
     shared = not isinstance(store, MemoryCoordination)
-    return Idler(context, store, gate, idle_after, pace=pace, shared=shared)
+    idleness = Idleness(idle_after, settings.idle_default == "all", may_be_woken)
+    return Idler(context, store, gate, idleness, pace=pace, shared=shared, dry_run=settings.dry_run)
 
 
 _idlers: weakref.WeakSet[Idler] = weakref.WeakSet()

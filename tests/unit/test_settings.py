@@ -73,6 +73,7 @@ READINGS: list[tuple[str, object, object]] = [
     ("idle_after", None, None),
     ("idle_after", "", None),
     *[("idle_default", value, value) for value in ("labelled", "all")],
+    ("dry_run", "yes", True),
     *[("replay", yes, True) for yes in (True, "true", "True", "1", "yes", "on", " ON ")],
     *[("replay", no, False) for no in (False, "false", "False", "0", "no", "off")],
     *[("expose_failures", value, str(value).lower() == "true") for value in (True, "true", False, "false")],
@@ -131,6 +132,7 @@ WRONG: dict[str, list[object]] = {
     "cache_size": [0, -1, 1.0, "0", "-1", "1.5", "", "ten", None, True, []],
     "idle_after": [0, "0s", -1, "soon", True, []],
     "idle_default": ["", None, "ALL", "none", 1, ["all"]],
+    "dry_run": [None, "maybe"],
     "replay": [None, 0, 1, "", "maybe", [], "2"],
     "expose_failures": [None, 0, 1, "", "maybe", [], "2"],
     "max_wait_of": [
@@ -278,6 +280,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "replay": True,
         "idle_after": None,
         "idle_default": "labelled",
+        "dry_run": False,
         "expose_failures": False,
         "coordination": None,
         "hooks": (),
@@ -380,6 +383,7 @@ def test_every_setting_that_a_string_can_say_comes_from_the_environment() -> Non
         "SCALEZERO_REPLAY": "off",
         "SCALEZERO_IDLE_AFTER": "15m",
         "SCALEZERO_IDLE_DEFAULT": "all",
+        "SCALEZERO_DRY_RUN": "on",
         "SCALEZERO_EXPOSE_FAILURES": "on",
         "SCALEZERO_COORDINATION": "memory://",
     }
@@ -411,6 +415,7 @@ def test_every_setting_that_a_string_can_say_comes_from_the_environment() -> Non
         replay=False,
         idle_after=900.0,
         idle_default="all",
+        dry_run=True,
         expose_failures=True,
     )
 

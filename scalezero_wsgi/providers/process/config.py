@@ -14,7 +14,9 @@ from types import MappingProxyType
 from typing import Any
 
 from ...model import Function, SettingError
-from ..checks import URL_PATH, duration, not_allowed
+from ..checks import URL_PATH, duration, not_allowed, positive_duration
+
+IDLE_AFTER = "scalezero.idle-after"
 
 _NAME_PART = re.compile(r"[a-zA-Z0-9_]([-a-zA-Z0-9_.]{0,61}[a-zA-Z0-9_])?", re.ASCII)
 
@@ -84,6 +86,8 @@ class ProcessFunction:
     :param env: added to the worker's environment, ``{port}`` replaced likewise; ``PORT`` is set anyway.
     :param cwd: the directory to run in; ``None``: the worker's.
     :param stop: how it is stopped.
+    :param idle_after: seconds (or a string such as ``"15m"``) without use after which the middleware stops
+        it, or ``"never"``; ``None``: the middleware's settings say that.
     :raises SettingError: a value is not allowed.
     """
 
@@ -92,6 +96,7 @@ class ProcessFunction:
     env: Mapping[str, str] = field(default_factory=dict, hash=False)
     cwd: str | Path | None = None
     stop: Stop = Stop()
+    idle_after: float | str | None = None
 
     def __post_init__(self) -> None:
         command: object = self.command
@@ -109,8 +114,15 @@ class ProcessFunction:
             raise not_allowed("ready", self.ready, "a Ready")
         if not isinstance(self.stop, Stop):
             raise not_allowed("stop", self.stop, "a Stop")
+        if self.idle_after is not None and self.idle_after != "never":
+            object.__setattr__(self, "idle_after", positive_duration("idle_after", self.idle_after))
         object.__setattr__(self, "command", tuple(self.command))
         object.__setattr__(self, "env", MappingProxyType(dict(self.env)))
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """What the middleware reads from a function's labels, as the provider tells it."""
+        return {} if self.idle_after is None else {IDLE_AFTER: str(self.idle_after)}
 
 
 def functions_from_toml(path: str | os.PathLike[str]) -> dict[str, ProcessFunction]:
@@ -132,7 +144,7 @@ def functions_from_toml(path: str | os.PathLike[str]) -> dict[str, ProcessFuncti
 
 def _from_table(key: str, table: object, base: Path) -> ProcessFunction:
     try:
-        values = _table("function", table, ("command", "ready", "env", "cwd", "stop"))
+        values = _table("function", table, ("command", "ready", "env", "cwd", "stop", "idle_after"))
         if isinstance(values.get("cwd"), str):
             values["cwd"] = base / values["cwd"]
         if "ready" in values:

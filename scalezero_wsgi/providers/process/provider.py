@@ -17,6 +17,7 @@ import signal
 import socket
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 from urllib.parse import unquote
@@ -97,7 +98,8 @@ class ProcessProvider:
         :raises FunctionNotFound: it was not configured.
         :raises ProviderError: the state cannot be read or written.
         """
-        return self._observe(self._known(name, namespace)).status()
+        key = self._known(name, namespace)
+        return self._status(key, self._observe(key))
 
     def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
         """Start the process, or stop it.
@@ -130,7 +132,7 @@ class ProcessProvider:
         while True:
             left = deadline - time.monotonic()
             state = self._observe(key, probe_timeout=min(_PROBE_WAIT, max(left, 0.01)))
-            status = state.status()
+            status = self._status(key, state)
             left = deadline - time.monotonic()
             if status != seen or left <= 0:
                 return status
@@ -185,6 +187,9 @@ class ProcessProvider:
     def _settings(self, key: Function) -> ProcessFunction:
         """Return what is set for a function; the defaults for one that only an earlier worker knew."""
         return self._functions.get(key, _NOT_CONFIGURED)
+
+    def _status(self, key: Function, state: ProcessState) -> ReplicaStatus:
+        return replace(state.status(), labels=self._settings(key).labels)
 
     # -- what has become of the process
 

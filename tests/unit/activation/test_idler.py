@@ -15,7 +15,7 @@ from scalezero_wsgi.activation import drain
 from scalezero_wsgi.activation import idler as idling
 from scalezero_wsgi.coordination.base import Drain, DrainPhase, WorkerReport
 from scalezero_wsgi.coordination.memory import MemoryCoordination
-from scalezero_wsgi.events import DrainCancelled, Event, FunctionStopped, IdlingOff, StopRefused
+from scalezero_wsgi.events import DrainCancelled, Event, FunctionIdle, FunctionStopped, IdlingOff, StopRefused
 from tests.support.fakes import HELLO, UP, FakeEngine
 from tests.support.waiting import SOON, until
 from tests.support.wsgi import App, Visit, ask, environ_of, in_flight
@@ -123,6 +123,16 @@ def test_a_function_that_no_request_may_wake_stays_up() -> None:
     site.engine.put_up("hello")
     assert ask(site.door)[0] == "200 OK"
     assert site.stays_up()
+
+
+def test_a_dry_run_says_what_it_would_do_and_does_nothing() -> None:
+    site = Site(dry_run=True)
+    ask(site.door)
+    until(lambda: site.told(FunctionIdle))
+    assert site.told(FunctionIdle)[0].idle_for >= IDLE_AFTER
+    assert site.stays_up()
+    assert len(site.told(FunctionIdle)) == 1
+    assert site.store.drains() == {}
 
 
 class Streams:
@@ -286,6 +296,20 @@ def test_a_function_that_nobody_has_used_is_found_by_the_providers_list() -> Non
     door._idler.start(multiprocess=False)
     until(lambda: (HELLO, 0) in engine.sets)
     assert Function("other") not in {function for function, _ in engine.sets}
+
+
+def test_an_entry_with_another_address_is_not_used_though_the_function_is_up() -> None:
+    """It was stopped and started again elsewhere while the request was on its way to the application."""
+    site = Site(idle_after=60)
+    site.engine.status = replace(UP, endpoint="http://old")
+    ask(site.door)
+    old = site.door.cache.find(HELLO)
+    assert old is not None
+    gate = site.door._idler.gate  # type: ignore[union-attr]
+    site.door.cache.set("hello", replace(UP, endpoint="http://old"))
+    assert gate.is_open(old.state, old)
+    site.door.cache.set("hello", replace(UP, endpoint="http://new"))
+    assert not gate.is_open(old.state, old)
 
 
 # What keeps it off

@@ -47,12 +47,24 @@ def test_from_toml(tmp_path: Path, state_dir: Path) -> None:
     assert plain.stop == Stop("TERM", 10.0)
 
 
+@pytest.mark.parametrize(
+    ("told", "label"), [("'10m'", "600.0"), ("90", "90.0"), ("'never'", "never"), (None, None)]
+)
+def test_how_long_it_may_be_idle_is_told_as_a_label(
+    told: str | None, label: str | None, tmp_path: Path, state_dir: Path
+) -> None:
+    file = tmp_path / "functions.toml"
+    file.write_text("[functions.a]\ncommand = ['x']\n" + (f"idle_after = {told}" if told else ""))
+    status = ProcessProvider.from_toml(file, state_dir=state_dir).get_replicas("a", "")
+    assert status.labels.get("scalezero.idle-after") == label
+
+
 BAD = {
     "": ("functions = None", "one table"),
     "functions = 3": ("functions = 3", "one table"),
     "other = 1": ("unknown key 'other' (1)", "functions"),
     "[functions.a]": ("function 'a'", "command = None", "a list of strings"),
-    "[functions]\na = 1": ("function 'a'", "= 1", "command, ready, env, cwd, stop"),
+    "[functions]\na = 1": ("function 'a'", "= 1", "command, ready, env, cwd, stop, idle_after"),
     "[functions.a]\ncommand = 'x'": ("function 'a'", "command = 'x'", "a list of strings"),
     "[functions.a]\ncommand = []": ("function 'a'", "command = []", "begins with the program"),
     "[functions.a]\ncommand = ['']": ("function 'a'", "command = ['']", "begins with the program"),
@@ -73,6 +85,8 @@ BAD = {
     "[functions.a]\ncommand = ['x']\nstop = { signal = 9 }": ("stop.signal = 9", "'TERM'"),
     "[functions.a]\ncommand = ['x']\nstop = { grace = -1 }": ("stop.grace", "-1", "0 or more"),
     "[functions.a]\ncommand = ['x']\nstop = { after = 1 }": ("'after' (1)", "signal, grace"),
+    "[functions.a]\ncommand = ['x']\nidle_after = 0": ("idle_after = 0", "more than 0"),
+    "[functions.a]\ncommand = ['x']\nidle_after = 'soon'": ("idle_after", "'soon'", "'10m30s'"),
     "[functions.'../a']\ncommand = ['x']": ("functions = '../a'", "'name.namespace'"),
     "[functions.'a.']\ncommand = ['x']": ("functions = 'a.'", "'name.namespace'"),
     "[functions.'.a']\ncommand = ['x']": ("functions = '.a'", "'name.namespace'"),
