@@ -7,7 +7,7 @@ import os
 from flask import Flask, request
 from werkzeug.wrappers import Response
 
-from scalezero_wsgi import ScaleZeroMiddleware
+from scalezero_wsgi import ScaleZeroMiddleware, Settings
 from scalezero_wsgi.providers import make_provider
 from scalezero_wsgi.proxy import FunctionProxy
 
@@ -28,5 +28,6 @@ def function(_: str) -> Response:
 app.wsgi_app = ScaleZeroMiddleware(  # type: ignore[method-assign]
     app.wsgi_app,
     make_provider(os.environ["PROVIDER"]),
+    settings=Settings.from_environ(),
     stale_for=float(os.environ.get("STALE_FOR", "5")),
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import Flask
 
-from scalezero_wsgi import ScaleZeroMiddleware
+from scalezero_wsgi import ScaleZeroMiddleware, Settings
 from scalezero_wsgi.providers import SwarmProvider
 from scalezero_wsgi.proxy import FunctionProxy
 
@@ -27,5 +27,8 @@ def function(path: str) -> Any:
 
 provider = SwarmProvider(f"unix://{os.environ['SCALEZERO_TEST_SWARM']}/docker.sock", timeout=1)
 app.wsgi_app = ScaleZeroMiddleware(  # type: ignore[method-assign]
-    app.wsgi_app, provider, stale_for=float(os.environ.get("STALE_FOR", "5"))
+    app.wsgi_app,
+    provider,
+    settings=Settings.from_environ(),
+    stale_for=float(os.environ.get("STALE_FOR", "5")),
 )

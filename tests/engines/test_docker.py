@@ -638,6 +638,40 @@ def test_fifty_first_requests_are_one_start(box: Box, tmp_path: Path) -> None:
             box.stop("a")
 
 
+def test_an_idle_container_is_stopped_and_woken_again(box: Box, tmp_path: Path) -> None:
+    box.add("a", labels={"scalezero.ready": "/", "scalezero.idle-after": "2s"})
+    box.add("b", labels={"scalezero.ready": "/"})
+    with site(box, tmp_path / "log", "-w", "2", "--threads", "8", SCALEZERO_IDLE_AFTER="1h") as server:
+        server.get(f"/function/{PREFIX}b/")
+        time.sleep(4.0)  # a fleet that has just begun waits for a while
+        for _ in range(2):
+            since = time.time()
+            assert server.get(f"/function/{PREFIX}a/").status_code == 200, server.log
+            used_at = time.time()
+            until(lambda since=since: box.events(since, "die") == ["a"])  # type: ignore[misc]
+            assert time.time() - used_at >= 2.0
+        print(f"\ndocker: gone {time.time() - used_at:.2f} s after the end of its last use, of 2 s")
+
+
+def test_no_request_is_lost_when_a_container_becomes_idle(box: Box, tmp_path: Path) -> None:
+    box.add("a", labels={"scalezero.ready": "/", "scalezero.idle-after": "300ms"})
+    cycles, waited = int(os.environ.get("SCALEZERO_SOAK", "40")), 0
+    options = {"SCALEZERO_IDLE_AFTER": "300ms", "SCALEZERO_REPLAY": "false"}
+    with site(box, tmp_path / "log", "-w", "4", "--threads", "8", **options) as server:
+        server.get(f"/function/{PREFIX}a/")
+        time.sleep(4.0)
+        pause = 0.3
+        for _ in range(cycles):
+            time.sleep(pause)
+            answer = server.get(f"/function/{PREFIX}a/")
+            assert answer.status_code == 200, (answer.text, server.log)
+            restarted = "cold-start" in answer.headers.get("Server-Timing", "")
+            waited += restarted
+            pause *= 0.9 if restarted else 1.1
+    print(f"\ndocker: of {cycles} requests at the boundary {waited} waited for a restart")
+    assert waited
+
+
 @pytest.mark.parametrize("ready", ["/", "tcp"])
 def test_the_added_latency_is_small(ready: str, box: Box, tmp_path: Path) -> None:
     box.add("a", labels={"scalezero.ready": ready})

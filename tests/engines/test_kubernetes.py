@@ -586,6 +586,17 @@ def test_fifty_first_requests(cluster: Cluster, tmp_path: Path) -> None:
         assert server.log.count("Traceback") == 0, server.log
 
 
+def test_an_idle_deployment_goes_to_zero_and_is_woken_again(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.function("idle", NS)
+    with site(cluster, tmp_path / "log", idle_after=2, idle_default="all") as server:
+        for _ in range(2):
+            assert server.get("/function/idle/", timeout=60).status_code == 200, server.log
+            used_at = time.monotonic()
+            until(lambda: cluster.deployment("idle", NS)["spec"]["replicas"] == 0)
+            assert time.monotonic() >= used_at + 2.0
+        print(f"\nkubernetes: gone {time.monotonic() - used_at:.2f} s after the end of its last use, of 2 s")
+
+
 def test_added_latency(cluster: Cluster, tmp_path: Path) -> None:
     """From the first answer through Kubernetes' own service proxy to the first one through the middleware."""
     rounds = int(os.environ.get("SCALEZERO_TEST_ROUNDS", "7"))

@@ -632,6 +632,20 @@ def test_50_first_requests_wake_it_once(
         assert provider.get_replicas("hello", "").replicas == 1
 
 
+def test_an_idle_service_goes_to_zero_and_is_woken_again(
+    make: Make, provider: SwarmProvider, directory: Path, tmp_path: Path
+) -> None:
+    labels = {"scalezero.ready": "/index.html", "com.openfaas.scale.zero": "true"}
+    make(port=free_port(), labels={**labels, "com.openfaas.scale.zero-duration": "2s"})
+    with site(directory, tmp_path, "-w", "2", "--threads", "8", SCALEZERO_IDLE_AFTER="1h") as server:
+        for _ in range(2):
+            assert server.get("/function/hello/index.html").status_code == 200, server.log
+            used_at = time.monotonic()
+            until(lambda: provider.get_replicas("hello", "").replicas == 0)
+            assert time.monotonic() >= used_at + 2.0
+        print(f"\nswarm: gone {time.monotonic() - used_at:.2f} s after the end of its last use, of 2 s")
+
+
 def test_added_latency(
     make: Make, provider: SwarmProvider, client: DockerClient, directory: Path, tmp_path: Path
 ) -> None:
