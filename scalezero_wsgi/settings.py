@@ -56,6 +56,8 @@ class SettingKeywords(TypedDict, total=False):
     replay: bool
     idle_after: Duration | None
     idle_default: str
+    busy: Callable[[str, str], object] | None
+    busy_cap: Duration
     dry_run: bool
     expose_failures: bool
     coordination: Coordination | str | None
@@ -102,6 +104,9 @@ class Settings:
         workers meet, see ``coordination``.
     :param idle_default: which functions do: ``"labelled"``: those whose labels say so, ``"all"``: all that do
         not say otherwise.
+    :param busy: a callable that is given a function's name and namespace, and returns whether it is busy
+        although it serves no request. The label ``scalezero.busy`` names a path that is asked instead.
+    :param busy_cap: for how long a function counts as busy that cannot be asked.
     :param dry_run: whether it is only said which functions would go to zero.
     :param expose_failures: whether clients are told why a function could not be started, its last lines of
         output included; for development.
@@ -137,6 +142,8 @@ class Settings:
     replay: bool = True
     idle_after: float | None = None
     idle_default: str = "labelled"
+    busy: Callable[[str, str], object] | None = None
+    busy_cap: float = 3600.0
     dry_run: bool = False
     expose_failures: bool = False
     coordination: Coordination | None = None
@@ -318,6 +325,12 @@ def _coordination(value: object) -> object:
 _STORE = ("acquire", "renew", "release", "publish", "known", "changes", "report", "leave", "workers")
 
 
+def _busy(value: object) -> object:
+    if callable(value):
+        return value
+    raise ValueError(f"{value!r} is not allowed; it must be a callable of (name, namespace)")
+
+
 def _hooks(value: object) -> tuple[Hook, ...]:
     if isinstance(value, (tuple, list)):
         return tuple(_part(_hook, hook, value) for hook in value)
@@ -355,6 +368,8 @@ _READERS: dict[str, Callable[[object], object]] = {
     "replay": switch,
     "idle_after": optional(positive_duration),
     "idle_default": one_of("labelled", "all"),
+    "busy": optional(_busy),
+    "busy_cap": seconds,
     "dry_run": switch,
     "expose_failures": switch,
     "coordination": optional(_coordination),

@@ -48,6 +48,7 @@ class Outcome(Enum):
 
     STOPPED = "the function is at zero now"
     AT_ZERO = "it was at zero already"
+    VETOED = "it serves no request, and is busy all the same"
     DRY_RUN = "it would be stopped now"
     NOT_IDLE = "it is not to be stopped, or not yet"
     BUSY = "somebody else starts it, asks for it or stops it"

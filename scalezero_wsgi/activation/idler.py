@@ -31,6 +31,7 @@ from ..events import IdlingOff, StopRefused
 from ..model import Function, ReplicaStatus, TooManyWaiting
 from ..providers.base import ListingProvider
 from ..servers.server import when_serving
+from .busy import Busy
 from .drain import FunctionDrain, Outcome, Result
 from .gate import SUFFIX, Gate
 from .idleness import Idleness
@@ -73,6 +74,7 @@ LIST_PAUSE = 0.02
 PUT_OFF = {
     Outcome.BUSY: 0.1,
     Outcome.NOT_IDLE: 1.0,
+    Outcome.VETOED: 5.0,
     Outcome.DRY_RUN: 600.0,
     Outcome.LOST: 1.0,
     Outcome.FAILED: 10.0,
@@ -95,6 +97,7 @@ class Idler:
     :param idle_after: says what idle means.
     :param pace: seconds between two turns.
     :param shared: whether several processes can use the store.
+    :param busy: says of a function that serves nothing whether it is busy all the same.
     :param dry_run: whether it is only said what would be stopped.
     """
 
@@ -107,6 +110,7 @@ class Idler:
         *,
         pace: float,
         shared: bool,
+        busy: Busy | None = None,
         dry_run: bool = False,
     ) -> None:
         self._context = context
@@ -117,6 +121,7 @@ class Idler:
         self._idle_after = idle_after
         self._pace = pace
         self._shared = shared
+        self._busy = busy or Busy(None, 0.0)
         self._dry_run = dry_run
         self._listing = context.provider if isinstance(context.provider, ListingProvider) else None
         self._drains: SingleFlight[Function, Result] = SingleFlight("scalezero-drain", AT_ONCE, self._clock)
@@ -300,6 +305,9 @@ class Idler:
             self._listings.join(None, partial(self._list, provider), now + LIST_EVERY)
 
     def _stop(self, function: Function, idle_for: float, flight: object = None) -> Result:  # noqa: ARG002
+        meta = self._context.cache.find(function)
+        if meta is not None and meta.status.replicas and self._busy(function, meta.status):
+            return self._note(function, Result(Outcome.VETOED))
         drain = FunctionDrain(
             self._context,
             function,
@@ -310,11 +318,9 @@ class Idler:
             self._still_leads,
             self._dry_run,
         )
-        result = drain.stop()
-        self._note(function, result)
-        return result
+        return self._note(function, drain.stop())
 
-    def _note(self, function: Function, result: Result) -> None:
+    def _note(self, function: Function, result: Result) -> Result:
         now = self._clock()
         put_off = PUT_OFF.get(result.outcome, 0.0)
         if result.outcome is Outcome.CHANGED:
@@ -329,6 +335,7 @@ class Idler:
         self._not_before[function] = now + put_off
         if len(self._not_before) > 2 * AT_ONCE:
             self._not_before = {each: until for each, until in self._not_before.items() if until > now}
+        return result
 
     def _list(self, provider: ListingProvider, flight: Flight[None] | None = None) -> None:
         """Ask for the functions that nobody has used: somebody else may have started them."""
@@ -363,7 +370,9 @@ def make_idler(
     gate = Gate(store, context.peers, context.cache, queue.by_function, context.report, pace, context.clock)
     shared = not isinstance(store, MemoryCoordination)
     idleness = Idleness(idle_after, settings.idle_default == "all", may_be_woken)
-    return Idler(context, store, gate, idleness, pace=pace, shared=shared, dry_run=settings.dry_run)
+    busy = Busy(settings.busy, settings.busy_cap, context.clock)
+    dry_run = settings.dry_run
+    return Idler(context, store, gate, idleness, pace=pace, shared=shared, busy=busy, dry_run=dry_run)
 
 
 _idlers: weakref.WeakSet[Idler] = weakref.WeakSet()

@@ -74,6 +74,9 @@ READINGS: list[tuple[str, object, object]] = [
     ("idle_after", "", None),
     *[("idle_default", value, value) for value in ("labelled", "all")],
     ("dry_run", "yes", True),
+    ("busy", hook, hook),
+    ("busy", None, None),
+    ("busy_cap", "1h", 3600.0),
     *[("replay", yes, True) for yes in (True, "true", "True", "1", "yes", "on", " ON ")],
     *[("replay", no, False) for no in (False, "false", "False", "0", "no", "off")],
     *[("expose_failures", value, str(value).lower() == "true") for value in (True, "true", False, "false")],
@@ -133,6 +136,8 @@ WRONG: dict[str, list[object]] = {
     "idle_after": [0, "0s", -1, "soon", True, []],
     "idle_default": ["", None, "ALL", "none", 1, ["all"]],
     "dry_run": [None, "maybe"],
+    "busy": ["/busy", 1, [hook]],
+    "busy_cap": [-1, "soon", None],
     "replay": [None, 0, 1, "", "maybe", [], "2"],
     "expose_failures": [None, 0, 1, "", "maybe", [], "2"],
     "max_wait_of": [
@@ -280,6 +285,8 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "replay": True,
         "idle_after": None,
         "idle_default": "labelled",
+        "busy": None,
+        "busy_cap": 3600.0,
         "dry_run": False,
         "expose_failures": False,
         "coordination": None,
@@ -384,10 +391,11 @@ def test_every_setting_that_a_string_can_say_comes_from_the_environment() -> Non
         "SCALEZERO_IDLE_AFTER": "15m",
         "SCALEZERO_IDLE_DEFAULT": "all",
         "SCALEZERO_DRY_RUN": "on",
+        "SCALEZERO_BUSY_CAP": "10m",
         "SCALEZERO_EXPOSE_FAILURES": "on",
         "SCALEZERO_COORDINATION": "memory://",
     }
-    assert {key.removeprefix("SCALEZERO_").lower() for key in strings} == set(NAMES) - {"hooks"}
+    assert {key.removeprefix("SCALEZERO_").lower() for key in strings} == set(NAMES) - {"hooks", "busy"}
     made = Settings.from_environ({**strings, "PATH": "/bin"})
     assert [bool(rule({"HTTP_USER_AGENT": "kube-probe/1.20"})) for rule in made.no_wake] == [False, True]
     assert isinstance(made.coordination, MemoryCoordination)
@@ -416,6 +424,7 @@ def test_every_setting_that_a_string_can_say_comes_from_the_environment() -> Non
         idle_after=900.0,
         idle_default="all",
         dry_run=True,
+        busy_cap=600.0,
         expose_failures=True,
     )
 

@@ -350,3 +350,17 @@ def test_a_worker_that_reports_no_use_keeps_all_up() -> None:
     until(lambda: site.told(DrainCancelled))
     assert "old" in site.told(DrainCancelled)[0].reason
     assert site.engine.stops() == 0
+
+
+def test_a_function_that_is_busy_without_requests_stays_up() -> None:
+    asked = threading.Event()
+
+    def busy(name: str, namespace: str) -> bool:
+        asked.set()
+        return True
+
+    site = Site(busy=busy)
+    ask(site.door)
+    assert asked.wait(30)
+    assert site.stays_up()
+    assert site.store.drains() == {}
