@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .._lib.backoff import backoff_step
+from .._lib.per_process import PerProcess
 from ..coordination.base import (
     Coordination,
     CoordinationError,
@@ -126,6 +127,7 @@ class Idler:
         self._listing = context.provider if isinstance(context.provider, ListingProvider) else None
         self._drains: SingleFlight[Function, Result] = SingleFlight("scalezero-drain", AT_ONCE, self._clock)
         self._listings: SingleFlight[None, None] = SingleFlight("scalezero-list", 1, self._clock)
+        self._starting = PerProcess(lambda: threading.Lock())
         self._begin()
         _idlers.add(self)
         when_serving(self.start)
@@ -165,18 +167,19 @@ class Idler:
 
     def start(self, multiprocess: bool) -> None:
         """Start this process's thread, unless it runs."""
-        if self._thread is not None or self._off:
-            return
-        if multiprocess and not self._shared:
-            self._off = True
-            self._context.report(IdlingOff("the server's processes do not meet; set coordination"))
-            return
-        self._stopped = threading.Event()
-        thread = threading.Thread(target=self._run, name="scalezero-idler", daemon=True)
-        self._thread = thread  # two at once do no harm: they take turns
-        with contextlib.suppress(RuntimeError):  # can't start new thread: nothing is stopped here
-            thread.start()
-            atexit.register(self.stop, os.getpid())
+        with self._starting.get():
+            if self._thread is not None or self._off:
+                return
+            if multiprocess and not self._shared:
+                self._off = True
+                self._context.report(IdlingOff("the server's processes do not meet; set coordination"))
+                return
+            self._stopped = threading.Event()
+            thread = threading.Thread(target=self._run, name="scalezero-idler", daemon=True)
+            with contextlib.suppress(RuntimeError):  # can't start new thread: the next request tries again
+                thread.start()
+                self._thread = thread
+                atexit.register(self.stop, os.getpid())
 
     def stop(self, pid: int) -> None:
         """End the thread; the worker leaves those whose use counts. Called at exit.
