@@ -248,10 +248,13 @@ class Gate:
     def _look(self) -> None:
         """Note what is in use, and which uses have ended since the last look."""
         now = self._clock()  # before: what ends after it is noted the next time
-        in_use, last_used = dict(self._waiting()), {}
+        in_use, last_used, asked_since = dict(self._waiting()), {}, now - PAGE_INTEREST
         for state in self._cache.states():
+            # Of many functions most are not used here. A request sets the first before it is in flight.
+            if state.last_used == NEVER and state.page_asked_at < asked_since:
+                continue
             function = state.function
-            if state.in_flight or now <= state.page_asked_at + PAGE_INTEREST:
+            if state.in_flight or state.page_asked_at >= asked_since:
                 in_use[function] = in_use.get(function, 0) + max(1, len(state.in_flight))
             if state.last_used != NEVER:
                 last_used[function] = state.last_used

@@ -219,9 +219,9 @@ class StormyIdle(Idle):
 
 
 TestIdle = Idle.TestCase
-TestIdle.settings = machine_settings(20)
+TestIdle.settings = machine_settings(10)
 TestStormyIdle = StormyIdle.TestCase
-TestStormyIdle.settings = machine_settings(20)
+TestStormyIdle.settings = machine_settings(10)
 
 
 @pytest.mark.soak
