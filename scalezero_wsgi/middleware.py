@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ._lib.bounded import Bounded
 from .activation.function_cache import FunctionCache
-from .activation.idler import make_idler
+from .activation.idling.idler import make_idler
 from .activation.request_queue import RequestQueue
 from .activation.scaler import FunctionScaler
 from .activation.state import NEVER, FunctionMeta
@@ -62,6 +62,7 @@ from .web.status import StatusPage
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+    from .activation.idling.idler import Idler
     from .activation.state import FunctionState
     from .providers.base import Provider
     from .settings import SettingKeywords, Settings
@@ -171,44 +172,41 @@ class ScaleZeroMiddleware:
         arrived = self._clock()
         if path.startswith(self._own):
             return self._status.answer(environ, path[len(self._own) :])(environ, start_response)
-        answer: Iterable[bytes] = CLOSED
-        while answer is CLOSED:
-            answer = self._try_to_admit(environ, start_response, path, arrived)
-        return answer
-
-    def _try_to_admit(
-        self, environ: WSGIEnvironment, start_response: StartResponse, path: str, arrived: float
-    ) -> Iterable[bytes]:
-        """Do so once; return ``CLOSED`` if the function is being stopped at that moment."""
-        function = meta = None
-        activates = waited = False
-        since = NEVER
-        try:
-            function = self._route(environ, path)
-            if function is not None:
-                activates = self._rules.may_wake(function, environ)
-                if not self._enter(function, environ, activates):
-                    since = self._clock()
-                elif activates:
-                    meta = self.queue.warm(function)
-                else:
-                    meta = self.queue.only_if_warm(function)
-                if meta is None:
-                    caller = caller_of(environ, arrived, self.settings.page_after)
-                    meta, waited = self.queue.hold(function, caller, since), True
-        except ScaleZeroError as error:
-            return self._refuse(error, environ, start_response, function)
-        if function is None or meta is None:
-            return self._app(environ, start_response)
-        if waited:
-            return self._pass_down_late(environ, start_response, meta, arrived, path)
-        environ[WAITED] = 0.0
-        if activates or not self._rules.may_be_woken(function):  # the latter are a use of it as well
-            return self._pass_down(environ, start_response, meta, self._clock(), path, last=not activates)
-        environ[FUNCTION] = function
-        if meta.status.endpoint is not None:
-            environ[ENDPOINT] = meta.status.endpoint
-        return self._app(environ, start_response)
+        while True:  # once more if the function is being stopped at that moment
+            function = meta = None
+            activates = waited = False
+            since = NEVER
+            try:
+                function = self._route(environ, path)
+                if function is not None:
+                    activates = self._rules.may_wake(function, environ)
+                    if self._idler is not None and not self._enter(self._idler, function, environ, activates):
+                        since = self._clock()
+                    elif activates:
+                        meta = self.queue.warm(function)
+                    else:
+                        meta = self.queue.only_if_warm(function)
+                    if meta is None:
+                        caller = caller_of(environ, arrived, self.settings.page_after)
+                        meta, waited = self.queue.hold(function, caller, since), True
+            except ScaleZeroError as error:
+                return self._refuse(error, environ, start_response, function)
+            if function is None or meta is None:
+                return self._app(environ, start_response)
+            if waited:
+                answer = self._pass_down_late(environ, start_response, meta, arrived, path)
+            else:
+                environ[WAITED] = 0.0
+                # A function that no request may wake is used by each of them.
+                if not activates and self._rules.may_be_woken(function):
+                    environ[FUNCTION] = function
+                    if meta.status.endpoint is not None:
+                        environ[ENDPOINT] = meta.status.endpoint
+                    return self._app(environ, start_response)
+                now = self._clock()
+                answer = self._pass_down(environ, start_response, meta, now, path, last=not activates)
+            if answer is not CLOSED:
+                return answer
 
     def _route(self, environ: WSGIEnvironment, path: str) -> Function | None:
         """Return the function that a request is for; ``None`` if it is not for one.
@@ -236,18 +234,16 @@ class ScaleZeroMiddleware:
             self._segments.set(segment, state)
         return function
 
-    def _enter(self, function: Function, environ: WSGIEnvironment, activates: bool) -> bool:
+    def _enter(self, idler: Idler, function: Function, environ: WSGIEnvironment, activates: bool) -> bool:
         """Have the function kept up for a request; return ``False`` if it is being stopped already.
 
         :raises MayNotWake: it is about to be stopped, and this request does not count as a use.
         """
-        if self._idler is None:
-            return True
-        if not activates:
-            if function in self._idler.gate.closed:
-                raise MayNotWake(function, self.settings.no_wake_status)
-            return True
-        return self._idler.enter(function, bool(environ.get("wsgi.multiprocess")))
+        if activates:
+            return idler.enter(function, bool(environ.get("wsgi.multiprocess")))
+        if function in idler.gate.closed:
+            raise MayNotWake(function, self.settings.no_wake_status)
+        return True
 
     def _refuse(
         self,

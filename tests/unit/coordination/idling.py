@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from scalezero_wsgi import Function, FunctionCache, FunctionScaler, ReplicaStatus, ScaleZeroError
-from scalezero_wsgi.activation.gate import Gate
-from scalezero_wsgi.activation.idler import Idler
+from scalezero_wsgi.activation.idling.gate import Gate
+from scalezero_wsgi.activation.idling.idler import Idler
 from scalezero_wsgi.activation.single_flight import Flight
 from scalezero_wsgi.activation.state import FunctionMeta
 from scalezero_wsgi.coordination import CoordinationError

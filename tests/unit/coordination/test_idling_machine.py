@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from scalezero_wsgi.activation.activation import PROVIDER_PATIENCE
-from scalezero_wsgi.activation.drain import ACKNOWLEDGE, TAKE_EFFECT
-from scalezero_wsgi.activation.gate import VANISHED_IN_USE
-from scalezero_wsgi.activation.idler import LIST_EVERY, NEWLY_LED
+from scalezero_wsgi.activation.idling.drain import ACKNOWLEDGE, TAKE_EFFECT
+from scalezero_wsgi.activation.idling.gate import VANISHED_IN_USE
+from scalezero_wsgi.activation.idling.idler import LIST_EVERY, NEWLY_LED
 from scalezero_wsgi.activation.state import SETTLE
 from scalezero_wsgi.coordination.base import DrainPhase
 from scalezero_wsgi.coordination.heartbeat import HEARTBEAT

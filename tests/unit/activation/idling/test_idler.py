@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from scalezero_wsgi import Function, ProviderError, ReplicaStatus, ScaleZeroMiddleware
-from scalezero_wsgi.activation import drain
-from scalezero_wsgi.activation import idler as idling
+from scalezero_wsgi.activation.idling import drain
+from scalezero_wsgi.activation.idling import idler as idling
 from scalezero_wsgi.coordination.base import Drain, DrainPhase, WorkerReport
 from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.events import DrainCancelled, Event, FunctionIdle, FunctionStopped, IdlingOff, StopRefused

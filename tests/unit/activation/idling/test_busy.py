@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from scalezero_wsgi import ReplicaStatus
-from scalezero_wsgi.activation import busy as module
-from scalezero_wsgi.activation.busy import BUSY, Busy
+from scalezero_wsgi.activation.idling import busy as module
+from scalezero_wsgi.activation.idling.busy import BUSY, Busy
 from tests.support.clock import Clock
 from tests.support.fakes import HELLO, UP
 

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
-from .._lib.per_process import PerProcess
-from ..coordination.base import (
+from ..._lib.per_process import PerProcess
+from ...coordination.base import (
     KEEP,
     CoordinationError,
     Drain,
@@ -22,13 +22,13 @@ from ..coordination.base import (
     DrainPhase,
     WorkerReport,
 )
-from ..coordination.leadership import LEASE
-from ..coordination.peers import Peers
-from ..events import DrainCancelled, Reporter
-from ..model import Function
-from .function_cache import FunctionCache
-from .request_queue import PAGE_INTEREST
-from .state import NEVER, FunctionMeta, FunctionState
+from ...coordination.leadership import LEASE
+from ...coordination.peers import Peers
+from ...events import DrainCancelled, Reporter
+from ...model import Function
+from ..function_cache import FunctionCache
+from ..request_queue import PAGE_INTEREST
+from ..state import NEVER, FunctionMeta, FunctionState
 
 P = ParamSpec("P")
 T = TypeVar("T")

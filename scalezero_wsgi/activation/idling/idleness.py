@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
-from .._lib.bounded import Bounded
-from .._lib.durations import seconds
-from ..model import Function, ReplicaStatus
+from ..._lib.bounded import Bounded
+from ..._lib.durations import seconds
+from ...model import Function, ReplicaStatus
 
 logger = logging.getLogger("scalezero_wsgi")
 

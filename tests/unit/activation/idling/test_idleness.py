@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from scalezero_wsgi import Function, ReplicaStatus
-from scalezero_wsgi.activation.idleness import Idleness
+from scalezero_wsgi.activation.idling.idleness import Idleness
 from tests.support.fakes import HELLO
 
 DEFAULT = 900.0

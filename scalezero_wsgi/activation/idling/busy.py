@@ -7,9 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from .._lib.bounded import Bounded
-from ..model import Function, ReplicaStatus, TooManyWaiting
-from .single_flight import Flight, SingleFlight
+from ..._lib.bounded import Bounded
+from ...model import Function, ReplicaStatus, TooManyWaiting
+from ..single_flight import Flight, SingleFlight
 
 BUSY = "scalezero.busy"
 """The label with the path that is asked: 204 and 404 say that it is not, any other 2xx that it is."""

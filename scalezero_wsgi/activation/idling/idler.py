@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .._lib.backoff import backoff_step
-from .._lib.per_process import PerProcess
-from ..coordination.base import (
+from ..._lib.backoff import backoff_step
+from ..._lib.per_process import PerProcess
+from ...coordination.base import (
     Coordination,
     CoordinationError,
     Drain,
@@ -26,24 +26,24 @@ from ..coordination.base import (
     DrainPhase,
     WorkerReport,
 )
-from ..coordination.leadership import LeasedLeadership
-from ..coordination.memory import MemoryCoordination
-from ..events import IdlingOff, StopRefused
-from ..model import Function, ReplicaStatus, TooManyWaiting
-from ..providers.base import ListingProvider
-from ..servers.server import when_serving
+from ...coordination.leadership import LeasedLeadership
+from ...coordination.memory import MemoryCoordination
+from ...events import IdlingOff, StopRefused
+from ...model import Function, ReplicaStatus, TooManyWaiting
+from ...providers.base import ListingProvider
+from ...servers.server import when_serving
+from ..refresh import Context, Refresh
+from ..request_queue import RequestQueue
+from ..scaler import FunctionScaler
+from ..single_flight import Flight, SingleFlight
+from ..state import NEVER, FunctionState
 from .busy import Busy
 from .drain import FunctionDrain, Outcome, Result
 from .gate import SUFFIX, Gate
 from .idleness import Idleness
-from .refresh import Context, Refresh
-from .request_queue import RequestQueue
-from .scaler import FunctionScaler
-from .single_flight import Flight, SingleFlight
-from .state import NEVER, FunctionState
 
 if TYPE_CHECKING:
-    from ..settings import Settings
+    from ...settings import Settings
 
 logger = logging.getLogger("scalezero_wsgi")
 

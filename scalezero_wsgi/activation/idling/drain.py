@@ -12,8 +12,8 @@ from dataclasses import replace
 from enum import Enum
 from typing import NamedTuple
 
-from .._lib.backoff import backoff_step
-from ..coordination.base import (
+from ..._lib.backoff import backoff_step
+from ...coordination.base import (
     CoordinationError,
     Drain,
     DrainingCoordination,
@@ -21,12 +21,12 @@ from ..coordination.base import (
     SharedStatus,
     WorkerReport,
 )
-from ..coordination.leadership import LeadershipLost, LeasedLeadership
-from ..events import FunctionIdle, FunctionStopped, ProviderFailed
-from ..model import Function, FunctionFailed, FunctionNotFound, ProviderError, ReplicaStatus
+from ...coordination.leadership import LeadershipLost, LeasedLeadership
+from ...events import FunctionIdle, FunctionStopped, ProviderFailed
+from ...model import Function, FunctionFailed, FunctionNotFound, ProviderError, ReplicaStatus
+from ..refresh import Context, Refresh
+from ..state import SETTLE, FunctionMeta
 from .gate import KEEP_DRAIN, KEEP_ENDED, SUFFIX, Gate
-from .refresh import Context, Refresh
-from .state import SETTLE, FunctionMeta
 
 ACKNOWLEDGE = 2.0
 """Seconds within which all workers must have acknowledged: one that hangs keeps no function closed."""
