@@ -123,7 +123,7 @@ def test_no_request_is_lost_at_the_boundary(tmp_path: Path, capsys: pytest.Captu
     boundary(Site(tmp_path), capsys, CYCLES, "SQLite")
 
 
-@pytest.mark.server
+@pytest.mark.soak
 def test_it_also_goes_to_zero_where_no_request_comes(tmp_path: Path) -> None:
     """A function that somebody else has started."""
     site = Site(tmp_path)

@@ -34,7 +34,7 @@ def endpoint() -> Iterator[str]:
         def log_message(self, *_: Any) -> None: ...
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         end.set()
         server.shutdown()
@@ -60,7 +60,10 @@ def test_it_is_asked_by_http(path: str, expected: bool, endpoint: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/500", "/302", "/hangs"])
-def test_one_that_cannot_be_asked_counts_as_busy_for_a_while(path: str, endpoint: str) -> None:
+def test_one_that_cannot_be_asked_counts_as_busy_for_a_while(
+    path: str, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TIMEOUT", 0.3)
     clock = Clock()
     busy = Busy(None, CAP, clock)
     assert busy(HELLO, status(endpoint, path))
