@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -24,11 +25,14 @@ IDLE_AFTER = 0.05
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a store in memory nothing is forgotten, and here no worker is slow."""
+def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Of a store in memory nothing is forgotten, and here no worker is slow. No idler outlives its test."""
     monkeypatch.setattr(idling, "NEWLY_LED", 0.0)
     monkeypatch.setattr(drain, "ACKNOWLEDGE", 0.4)
     monkeypatch.setattr(drain, "SETTLE", 0.2)
+    yield
+    for idler in list(idling._idlers):
+        idler.stop(os.getpid())
 
 
 def start_response(status: str, headers: Any, exc_info: Any = None, /) -> Any: ...
