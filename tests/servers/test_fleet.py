@@ -99,6 +99,7 @@ def wake_by_both(server: Server, fleet: Fleet, route: str = "/function/") -> Cou
 # Where they meet
 
 
+@pytest.mark.soak
 def test_a_worker_of_its_own_has_no_file(fleet: Fleet) -> None:
     with gunicorn(SITE, fleet.log, "-w", "1", "--threads", "8", env=fleet.env) as server:
         assert stores(server, 1) == [[None, None]]
@@ -126,6 +127,7 @@ def test_two_workers_meet_in_a_file_of_each_middleware(options: list[str], fleet
         assert ALONE not in server.log
 
 
+@pytest.mark.soak
 def test_memory_turns_it_off(fleet: Fleet) -> None:
     env = {**fleet.env, "SCALEZERO_COORDINATION": "memory://"}
     with gunicorn(SITE, fleet.log, "-w", "2", "--threads", "8", env=env) as server:
@@ -134,6 +136,7 @@ def test_memory_turns_it_off(fleet: Fleet) -> None:
     assert not fleet.stores.exists()
 
 
+@pytest.mark.soak
 def test_what_one_worker_started_counts_as_up_in_all_also_in_one_that_comes_later(fleet: Fleet) -> None:
     """With a provider that knows only what it was told itself, whichever worker leads, and when."""
     options = ["-w", "2", "--threads", "8"]
@@ -215,6 +218,7 @@ def test_workers_of_another_user_meet_as_that_user(options: list[str]) -> None:
             assert stat.S_IMODE(fleet.stores.stat().st_mode) == 0o700
 
 
+@pytest.mark.soak
 def test_gevent_workers_wake_once_and_go_on_meanwhile(fleet: Fleet) -> None:
     env = {**fleet.env, "START": "1.0"}
     with gunicorn(SITE, fleet.log, "-w", "2", worker="gevent", env=env) as server:

@@ -84,6 +84,7 @@ def together(count: int, call: object) -> list[object]:
     return outcomes
 
 
+@pytest.mark.soak
 def test_300_at_once_start_one_process(tmp_path: Path, state: dict[str, str]) -> None:
     # Three quarters of the threads may wait.
     with gunicorn(FLASK, tmp_path / "log", *HOOK, "--threads", "420", env=state) as server:
@@ -91,6 +92,7 @@ def test_300_at_once_start_one_process(tmp_path: Path, state: dict[str, str]) ->
         assert server.get("/counts").json()["starts"] == 1
 
 
+@pytest.mark.soak
 def test_preload_with_several_workers(tmp_path: Path) -> None:
     options = ["--preload", "-w", "3", "--threads", "4"]
     with gunicorn(WAITING, tmp_path / "log", *options, env={"DELAY": "0.3"}) as server:
@@ -125,6 +127,7 @@ def test_200_requests_wait_in_one_gevent_worker_while_others_are_answered(
         assert server.get("/starts").text == "1"
 
 
+@pytest.mark.soak
 def test_the_time_out_of_a_sync_worker_is_not_swallowed(tmp_path: Path) -> None:
     with gunicorn(WAITING, tmp_path / "log", "--timeout", "1", worker="sync", env={"DELAY": "4"}) as server:
         worker = server.get("/other").text.split()[0]
@@ -133,6 +136,7 @@ def test_the_time_out_of_a_sync_worker_is_not_swallowed(tmp_path: Path) -> None:
         assert "SystemExit" in server.log
 
 
+@pytest.mark.soak
 def test_a_client_that_goes_leaves_the_flight_to_the_others(tmp_path: Path) -> None:
     with gunicorn(WAITING, tmp_path / "log", "--threads", "8", env={"DELAY": "0.5"}) as server:
         host, port = server.url.removeprefix("http://").split(":")
@@ -143,6 +147,7 @@ def test_a_client_that_goes_leaves_the_flight_to_the_others(tmp_path: Path) -> N
         assert server.get("/starts").text == "1"
 
 
+@pytest.mark.soak
 def test_a_worker_that_is_told_to_stop_answers_those_who_wait(tmp_path: Path) -> None:
     with gunicorn(WAITING, tmp_path / "log", "--threads", "8", env={"DELAY": "1"}) as server:
         outcomes: list[object] = []

@@ -190,6 +190,7 @@ def test_a_client_that_leaves_is_noticed_within_a_second(front: Front, when: str
     assert time.monotonic() - begun < 1.0 + SOON / 2
 
 
+@pytest.mark.soak
 def test_four_clients_that_left_hold_no_thread(front: Front) -> None:
     front.function.behaviour = lambda wire, _: wire.more()
     for _ in range(4):
@@ -204,6 +205,7 @@ def test_four_clients_that_left_hold_no_thread(front: Front) -> None:
 # Who is too slow
 
 
+@pytest.mark.soak
 def test_a_client_whose_body_does_not_come_is_answered_408(front: Front) -> None:
     head = b"POST /function/hello HTTP/1.1\r\nHost: front\r\nContent-Length: 10\r\n\r\nhello"
     with front.asked(head) as wire:

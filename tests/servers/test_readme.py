@@ -160,6 +160,7 @@ def test_the_callback_example_starts_its_function_and_starts_it_again_when_it_wa
         os.kill(pid(), signal.SIGKILL)
 
 
+@pytest.mark.soak
 def test_two_lines_show_what_happens_under_gunicorn(site: Path) -> None:
     env = {"PYTHONPATH": f"{site}:{ROOT}", "PATH": f"{site}:{os.environ['PATH']}"}
     (site / "systemctl").write_text("#!/bin/sh\nsleep 0.5\n", encoding="utf-8")

@@ -139,6 +139,7 @@ def test_idle_connections_keep_nobody_waiting(said: bytes, built_in: Server) -> 
             time.sleep(0.05)
 
 
+@pytest.mark.soak
 def test_no_process_is_left_behind(tmp_path: Path) -> None:
     with serve(tmp_path, "--workers", "2") as server:
         assert server.get("/function/hello").status_code == 200
@@ -152,6 +153,7 @@ def test_no_process_is_left_behind(tmp_path: Path) -> None:
     assert functions_of(tmp_path) == []
 
 
+@pytest.mark.soak
 def test_all_workers_share_one_process(tmp_path: Path) -> None:
     with serve(tmp_path, "--workers", "4", "--threads", "2") as server:
         told = {server.get("/function/hello").text.partition(",")[0] for _ in range(40)}

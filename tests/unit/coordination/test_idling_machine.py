@@ -219,9 +219,9 @@ class StormyIdle(Idle):
 
 
 TestIdle = Idle.TestCase
-TestIdle.settings = machine_settings(10)
+TestIdle.settings = machine_settings(5)
 TestStormyIdle = StormyIdle.TestCase
-TestStormyIdle.settings = machine_settings(10)
+TestStormyIdle.settings = machine_settings(5)
 
 
 @pytest.mark.soak

@@ -17,7 +17,7 @@ from scalezero_wsgi.servers.thread_pool import STACK_SIZE, PoolThread, ThreadPoo
 from tests.support.waiting import PATIENCE, until
 
 
-@pytest.fixture(params=[1, 4])
+@pytest.fixture(params=[pytest.param(1, marks=pytest.mark.soak), 4])
 def pool(request: pytest.FixtureRequest) -> Iterator[ThreadPool]:
     pool = ThreadPool(request.param, 1000)
     yield pool
@@ -315,6 +315,7 @@ class TestWithoutThreads:
         assert (app.served, app.most) == (6, 1)
 
 
+@pytest.mark.soak
 @pytest.mark.server
 @pytest.mark.parametrize("fork", [False, True])
 def test_a_process_ends_with_its_pool_once_those_who_wait_have_ended(fork: bool) -> None:
