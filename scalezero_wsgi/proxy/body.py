@@ -21,9 +21,9 @@ from .errors import ClientBodyError, Refused
 if TYPE_CHECKING:
     from _typeshed.wsgi import InputStream, WSGIEnvironment
 
-PIECE = 64 * 1024  # bytes; the most that is read at once of a body that has arrived
+PIECE = 64 * 1024  # bytes; what is read at once of a body that has arrived
 FIRST_PIECE = 4 * 1024  # bytes; what a slow client is asked for, which blocks until it has come
-LARGEST_PIECE = 64 * 1024  # bytes; what a fast one is asked for in the end
+LARGEST_PIECE = 256 * 1024  # bytes; what a fast one is asked for in the end
 QUICK = 0.05  # seconds; a piece that came faster is followed by one of twice the size
 STOP_PATIENCE = 5.0  # seconds; for a server that does not tell the client's socket
 

@@ -28,7 +28,7 @@ from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from scalezero_wsgi.model import Function, MissingExtra, SettingError
 from scalezero_wsgi.proxy import FunctionProxy
-from scalezero_wsgi.proxy.body import PIECE
+from scalezero_wsgi.proxy.body import LARGEST_PIECE
 
 PATIENCE = 10.0  # seconds after which a test that hangs fails
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok"
@@ -415,7 +415,7 @@ def test_body_with_a_length(upstream: Upstream, method: str) -> None:
     assert request.body == body
     assert request.get("Content-Length") == "300000"
     assert stream.getvalue()[stream.tell() :] == b"the next request"
-    assert max(stream.sizes) <= PIECE
+    assert max(stream.sizes) <= LARGEST_PIECE
 
 
 def test_chunked_body(upstream: Upstream) -> None:
@@ -430,7 +430,7 @@ def test_chunked_body(upstream: Upstream) -> None:
     assert request.get("Transfer-Encoding") == "chunked"
     assert request.get("Content-Length") is None
     assert request.body == b"abc" * 50_000
-    assert max(stream.sizes) <= PIECE
+    assert max(stream.sizes) <= LARGEST_PIECE
 
 
 @pytest.mark.parametrize(("length", "seen"), [("", None), ("0", "0"), (None, None)])
