@@ -56,6 +56,7 @@ def test_a_function_at_zero_is_woken_by_its_first_request(
         assert server.get("/counts").json()["queries"] <= counts["queries"] + 1
 
 
+@pytest.mark.soak
 def test_a_function_stopped_behind_our_back_costs_a_wait_not_an_error(
     tmp_path: Path, state: dict[str, str]
 ) -> None:
@@ -104,7 +105,8 @@ def test_preload_with_several_workers(tmp_path: Path) -> None:
         assert used <= {str(pid) for pid in server.workers()}
 
 
-@pytest.mark.parametrize("options", [[], pytest.param(["--preload"], marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("options", [[], ["--preload"]])
 def test_200_requests_wait_in_one_gevent_worker_while_others_are_answered(
     options: list[str], tmp_path: Path
 ) -> None:

@@ -18,6 +18,10 @@ from tests.support.fakes import ZERO
 
 @pytest.mark.server
 class TestProcessProvider(ProviderContract):
+    @pytest.mark.soak
+    def test_a_function_that_cannot_start_is_tried_once_a_step(self, bench: ProviderBench) -> None:
+        super().test_a_function_that_cannot_start_is_tried_once_a_step(bench)
+
     @pytest.fixture
     def bench(self, tmp_path: Path) -> Iterator[ProviderBench]:
         demo = [sys.executable, "-m", "scalezero_wsgi.demo", "hello", "{port}"]
