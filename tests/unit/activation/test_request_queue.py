@@ -26,6 +26,7 @@ from scalezero_wsgi import (
     Settings,
     TooManyWaiting,
 )
+from scalezero_wsgi._lib.per_process import PerProcess
 from scalezero_wsgi.activation.outages import SILENT
 from scalezero_wsgi.activation.request_queue import MAX_WAIT_LABEL, Caller, RequestQueue
 from scalezero_wsgi.activation.scaler import LATE, UNKNOWN_START
@@ -35,6 +36,7 @@ from scalezero_wsgi.model import ClientGone, ProviderSilent, StillStarting, Work
 from scalezero_wsgi.providers import Provider
 from scalezero_wsgi.servers import watch
 from scalezero_wsgi.servers.server import Server
+from scalezero_wsgi.servers.watch import Lookout
 from scalezero_wsgi.web.negotiation import caller_of
 from tests.support.clock import Clock, MovingClock
 from tests.support.connection import Connection
@@ -861,9 +863,16 @@ class TestRetryAfter:
         assert not outcome.shortened
 
 
-def nobody_looks() -> bool:
-    """Return whether the thread has ended that looks for all who wait in this process, of any test."""
-    return "scalezero-lookout" not in {thread.name for thread in threading.enumerate()}
+@pytest.fixture
+def own_lookout(monkeypatch: pytest.MonkeyPatch) -> set[threading.Thread]:
+    """Have requests looked after by a thread of this test's own, and return those that there were before.
+
+    A request of another test may still wait, by a clock that stands still.
+    """
+    own = PerProcess(Lookout).get
+    monkeypatch.setattr("scalezero_wsgi.activation.scaler.lookout", own)
+    monkeypatch.setattr("scalezero_wsgi.activation.request_queue.lookout", own)
+    return set(threading.enumerate())
 
 
 @pytest.mark.usefixtures("usual_checks")
@@ -908,12 +917,12 @@ class TestLookingUp:
         assert Bench(ScriptedProvider(UP)).hold(environ=connection.environ).available
 
     def test_each_of_very_many_looks_less_often(
-        self, server: Server, monkeypatch: pytest.MonkeyPatch
+        self, server: Server, monkeypatch: pytest.MonkeyPatch, own_lookout: set[threading.Thread]
     ) -> None:
         monkeypatch.setattr("scalezero_wsgi.servers.watch.CHECKS_PER_SECOND", 100)
         looks: Counter[int] = Counter()
-        until(nobody_looks)
-        server.keep_alive = lambda: looks.update([threading.get_ident()])
+        others = {thread.ident for thread in own_lookout}
+        server.keep_alive = lambda: looks.update({threading.get_ident()} - others)
         gate = Gate()
         bench = Bench(gate, max_waiting=100)
         requests = bench.fill(50)
@@ -933,8 +942,8 @@ class TestLookingUp:
         assert request.taken < SOON
         bench.assert_empty()
 
+    @pytest.mark.usefixtures("own_lookout")
     def test_where_no_thread_can_be_started_nobody_waits(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        until(nobody_looks)
         gate = Gate()
         bench = Bench(gate)
         start = threading.Thread.start
@@ -951,14 +960,20 @@ class TestLookingUp:
         gate.opened.set()
         assert served(bench.begin().outcome())
 
-    def test_the_thread_that_looks_ends_when_nobody_waits_any_more(self) -> None:
+    def test_the_thread_that_looks_ends_when_nobody_waits_any_more(
+        self, own_lookout: set[threading.Thread]
+    ) -> None:
+        def looking() -> int:
+            running = set(threading.enumerate()) - own_lookout
+            return sum(thread.name == "scalezero-lookout" for thread in running)
+
         gate = Gate()
         bench = Bench(gate)
         requests = bench.fill(20)
-        assert not nobody_looks()
+        assert looking() == 1
         gate.opened.set()
         assert kinds(requests) == {FunctionMeta: 20}
-        until(nobody_looks)
+        until(lambda: not looking())
 
 
 def test_who_waits_no_time_is_not_served_for_a_provider_that_has_not_answered_yet() -> None:
