@@ -28,7 +28,7 @@ from ...events import DrainCancelled, Reporter
 from ...model import Function
 from ..function_cache import FunctionCache
 from ..request_queue import PAGE_INTEREST
-from ..state import NEVER, FunctionMeta, FunctionState
+from ..state import NEVER, SETTLE, FunctionMeta, FunctionState
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,6 +52,12 @@ VANISHED_IN_USE = 60.0
 SUFFIX = "/use"
 """What the name of a worker's report of its use ends with: it is one beside that of the heartbeat, and lasts
 longer."""
+
+ALONE = LEASE + SETTLE
+"""Seconds without the store after which a function that may be about to be stopped is asked for anew."""
+
+UNKNOWN = -1
+"""Instead of an epoch, of a function that is closed because the store cannot be asked for its drain."""
 
 PAUSE = 0.05
 """Seconds before a request looks again that can neither be passed down nor wait for a start."""
@@ -158,13 +164,19 @@ class Gate:
         return False
 
     def _enter_alone(self, function: Function) -> bool:
-        """Go on without the store. Whoever stops the function makes sure of its lease right before: once as
-        much time has passed, it has done so, or never will."""
+        """Go on without the store.
+
+        While this worker's report counts, nothing is stopped that it has not acknowledged. Otherwise somebody
+        may be about to stop the function, but makes sure of its lease right before. Once ``ALONE`` has
+        passed, it has done so and the provider shows it, or it never will.
+        """
         epoch, now = self.closed.get(function), self._clock()
         if epoch is None:
-            return True
+            if now <= self._expires_at or now > self._alone_since + ALONE:
+                return True
+            epoch = self.closed.setdefault(function, UNKNOWN)
         self._alone_since = min(self._alone_since, now)
-        if now <= self._alone_since + LEASE:
+        if now <= self._alone_since + ALONE:
             self._sleep(PAUSE)
             return False
         self._stopping_since.pop(function, None)

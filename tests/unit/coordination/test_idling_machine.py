@@ -224,6 +224,22 @@ TestStormyIdle = StormyIdle.TestCase
 TestStormyIdle.settings = machine_settings(5)
 
 
+def test_a_worker_that_has_never_reported_does_not_rely_on_a_provider_that_lags() -> None:
+    """Its store is lost before it could, while the others have stopped the function."""
+    state = StormyIdle()
+    state.begin(delay=0.0, used=False, latency=0.0, lag=2.5)
+    state.a_worker_dies(index=0)
+    state.the_store_forgets()
+    state.the_store_is_lost(seconds=0.5)
+    state.a_worker_joins(duration=0.05)
+    state.a_request_meets_a_drain(duration=0.0, held_for=0.0, index=0, steps=[])
+    state.a_worker_joins(duration=0.05)
+    state.a_request_meets_a_drain(duration=0.0, held_for=0.3, index=0, steps=[])
+    state.a_request_comes(duration=0.0, index=2)
+    state.the_store_is_lost(seconds=0.5)
+    state.no_request_is_lost_cut_or_passed_to_nobody()
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("machine", [Idle, StormyIdle])
 def test_soak(machine: type[Idle]) -> None:
