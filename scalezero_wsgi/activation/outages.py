@@ -96,7 +96,8 @@ class Outages:
     def answered(self, state: FunctionState, asked_at: float) -> None:
         """Note that the provider answered a query that was made at ``asked_at``, in monotonic seconds.
 
-        A query made before the last failure does not end the outage, nor does a slow answer.
+        A query made before the last failure does not end the outage, nor does a slow answer. One that took
+        longer than ``WORKING`` seconds counts as the next failure: the next answer will probably be as late.
         """
         outage, now = state.outage, self._clock()
         if outage is None:
@@ -106,6 +107,8 @@ class Outages:
             works = now <= asked_at + WORKING and (outage.silent or not from_before)
             if works and not outage.slow:
                 state.outage = outage._replace(slow=True)
+            elif not from_before and now > asked_at + WORKING:
+                self.failed(state, ProviderSilent("it answers slowly"))
             return
         state.outage = None
         if outage.served:

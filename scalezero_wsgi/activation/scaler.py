@@ -28,7 +28,7 @@ from ..providers.base import DoubtingProvider, LearningProvider, Provider, Watch
 from ..servers.watch import lookout
 from .activation import Activation
 from .function_cache import Freshness, FunctionCache
-from .outages import SILENT, Outages
+from .outages import SILENT, WORKING, Outages
 from .refresh import Context, Refresh
 from .single_flight import Flight, SingleFlight
 from .state import FunctionMeta, FunctionState, median
@@ -295,19 +295,27 @@ class FunctionScaler:
         meta = self._cache.last_seen_up(function)
         if meta is None or meta.last_refresh < since:
             return None
-        if self._outages.error(meta.state) is None and not self._note_silence(meta.state):
+        if not self._note_silence(meta.state) and self._outages.error(meta.state) is None:
             return None
         self.refresh(function)
         self._outages.serve(meta.state)
         return meta
 
     def _note_silence(self, state: FunctionState) -> bool:
-        """Return whether a query got no answer for ``SILENT`` seconds; if so, note an outage."""
-        flight = self._refreshes.flight(state.function)
-        if flight is None or self._clock() <= flight.started_at + SILENT:
+        """Return whether a query has got no answer for ``SILENT`` seconds, or ``WORKING`` if the provider is
+        known to be slow; if so, note that, once for each query."""
+        outage = state.outage
+        asked_at = self._unanswered(state, WORKING if outage is not None and outage.slow else SILENT)
+        if asked_at is None:
             return False
-        self._outages.failed(state, ProviderSilent("it does not answer"))
+        if outage is None or outage.failed_at < asked_at:
+            self._outages.failed(state, ProviderSilent("it does not answer"))
         return True
+
+    def _unanswered(self, state: FunctionState, seconds: float) -> float | None:
+        """Return when a query was made that has got no answer for so long; ``None`` if there is none."""
+        flight = self._refreshes.flight(state.function)
+        return None if flight is None or self._clock() <= flight.started_at + seconds else flight.started_at
 
     def provider_failed(self, function: Function, error: ProviderError) -> None:
         """Note that the provider failed, if the function was last seen up and no outage is noted yet."""
@@ -321,7 +329,7 @@ class FunctionScaler:
         meta = self._cache.find(function)
         if meta is None or not meta.suspect:
             return math.inf
-        if self._outages.lasts(meta.state):
+        if self._outages.lasts(meta.state) or self._unanswered(meta.state, WORKING) is not None:
             return OUTAGE_PATIENCE
         return SUSPECT_PATIENCE if meta.state.answered_in <= QUICK else math.inf
 

@@ -183,6 +183,7 @@ def outage(base: Path, kind: str, seconds: float, workers: int) -> None:
         late = [each for each in dies.sent if died_at <= each.at < mended_at - 1.0]
         if kind == "slow":  # a query from before has told by its end that it is at zero, so it was started
             late = [each for each in late if each.status != 200]
+            assert late, "requests for the dead one were held until the provider had answered"
         slowest = max(each.outcome.seconds for each in late if isinstance(each.outcome, Answer))
         print(
             f"{kind}, {workers} workers: {len(healthy.sent)} x 200, p99 before {p99[0] * 1000:.2f} ms,"

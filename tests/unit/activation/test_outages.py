@@ -125,6 +125,18 @@ def test_one_that_answers_slowly_is_not_given_up_and_its_outage_goes_on() -> Non
     assert bench.outages.lasts(bench.state)
 
 
+def test_an_answer_that_took_too_long_counts_as_the_next_failure() -> None:
+    bench = Bench()
+    bench.outages.failed(bench.state, ProviderSilent("it does not answer"))
+    for _ in range(20):
+        bench.clock.advance(RECENT - 4.0)
+        bench.outages.answered(bench.state, bench.clock() - RECENT + 4.0 + FIRST_PAUSE)
+        assert bench.outages.lasts(bench.state)
+    bench.clock.advance(LONGEST_PAUSE)
+    bench.outages.answered(bench.state, bench.clock())
+    assert bench.outages.error(bench.state) is None
+
+
 def test_what_was_not_heard_of_for_long_is_forgotten() -> None:
     bench = Bench()
     for _ in range(3):
