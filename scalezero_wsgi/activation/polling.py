@@ -41,7 +41,7 @@ def pause(elapsed: float, known: Sequence[float]) -> float:
         return min(LONGEST, 0.1 + 0.35 * elapsed, max(dense, begin - elapsed))
     # Query closely only from about the mean on: by then fewer other starts are still under way and query in
     # vain.
-    dense_from = max(begin, 0.97 * fmean(starts) - 0.1 * (starts[-1] - starts[0]))
+    dense_from = max(begin, 0.985 * fmean(starts) - 0.1 * (starts[-1] - starts[0]))
     if elapsed < dense_from:
         return max(dense, min(LONGEST, 0.02 * elapsed, dense_from - elapsed))
     return dense
