@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ._lib.bounded import Bounded
 from .activation.function_cache import FunctionCache
-from .activation.idling.idler import make_idler
+from .activation.idling.make import make_idler
 from .activation.request_queue import RequestQueue
 from .activation.scaler import FunctionScaler
 from .activation.state import NEVER, FunctionMeta

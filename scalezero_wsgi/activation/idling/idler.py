@@ -14,12 +14,10 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
 from ..._lib.backoff import backoff_step
 from ..._lib.per_process import PerProcess
 from ...coordination.base import (
-    Coordination,
     CoordinationError,
     Drain,
     DrainingCoordination,
@@ -27,23 +25,16 @@ from ...coordination.base import (
     WorkerReport,
 )
 from ...coordination.leadership import LeasedLeadership
-from ...coordination.memory import MemoryCoordination
 from ...events import IdlingOff, StopRefused
 from ...model import Function, ReplicaStatus, TooManyWaiting
 from ...providers.base import ListingProvider
 from ...servers.server import when_serving
 from ..refresh import Context, Refresh
-from ..request_queue import RequestQueue
-from ..scaler import FunctionScaler
 from ..single_flight import Flight, SingleFlight
 from ..state import NEVER, FunctionState
 from .busy import Busy
 from .drain import FunctionDrain, Outcome, Result
 from .gate import SUFFIX, Gate
-from .idleness import Idleness
-
-if TYPE_CHECKING:
-    from ...settings import Settings
 
 logger = logging.getLogger("scalezero_wsgi")
 
@@ -355,35 +346,6 @@ class Idler:
             if meta is None or meta.status.replicas == 0:
                 Refresh(self._context, function).run(flight or Flight(self._clock(), self._clock()))
                 self._context.pause(LIST_PAUSE)
-
-
-def make_idler(
-    settings: Settings,
-    store: Coordination | None,
-    scaler: FunctionScaler,
-    queue: RequestQueue,
-    may_be_woken: Callable[[Function], bool],
-) -> Idler | None:
-    """Return what brings idle functions to zero; ``None``: nothing is to, or nothing can, which is reported.
-
-    :param settings: ``idle_after`` and the like.
-    :param store: where the workers meet.
-    :param may_be_woken: whether requests may wake a function.
-    """
-    if settings.idle_after is None:
-        return None
-    context, idle_after = scaler.context, settings.idle_after
-    if not isinstance(store, DrainingCoordination):
-        reason = f"the store {type(store).__name__} has no drains() and change_drain()"
-        context.report(IdlingOff(reason))
-        return None
-    pace = min(PACE, max(LEAST_PACE, idle_after / 4))
-    gate = Gate(store, context.peers, context.cache, queue.by_function, context.report, pace, context.clock)
-    shared = not isinstance(store, MemoryCoordination)
-    idleness = Idleness(idle_after, settings.idle_default == "all", may_be_woken)
-    busy = Busy(settings.busy, settings.busy_cap, context.clock)
-    dry_run = settings.dry_run
-    return Idler(context, store, gate, idleness, pace=pace, shared=shared, busy=busy, dry_run=dry_run)
 
 
 _idlers: weakref.WeakSet[Idler] = weakref.WeakSet()

@@ -1,0 +1,49 @@
+"""Make what brings idle functions to zero, as the settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ...coordination.base import Coordination, DrainingCoordination
+from ...coordination.memory import MemoryCoordination
+from ...events import IdlingOff
+from ...model import Function
+from ..request_queue import RequestQueue
+from ..scaler import FunctionScaler
+from .busy import Busy
+from .gate import Gate
+from .idleness import Idleness
+from .idler import LEAST_PACE, PACE, Idler
+
+if TYPE_CHECKING:
+    from ...settings import Settings
+
+
+def make_idler(
+    settings: Settings,
+    store: Coordination | None,
+    scaler: FunctionScaler,
+    queue: RequestQueue,
+    may_be_woken: Callable[[Function], bool],
+) -> Idler | None:
+    """Return what brings idle functions to zero; ``None``: nothing is to, or nothing can, which is reported.
+
+    :param settings: ``idle_after`` and the like.
+    :param store: where the workers meet.
+    :param may_be_woken: whether requests may wake a function.
+    """
+    if settings.idle_after is None:
+        return None
+    context, idle_after = scaler.context, settings.idle_after
+    if not isinstance(store, DrainingCoordination):
+        reason = f"the store {type(store).__name__} has no drains() and change_drain()"
+        context.report(IdlingOff(reason))
+        return None
+    pace = min(PACE, max(LEAST_PACE, idle_after / 4))
+    gate = Gate(store, context.peers, context.cache, queue.by_function, context.report, pace, context.clock)
+    shared = not isinstance(store, MemoryCoordination)
+    idleness = Idleness(idle_after, settings.idle_default == "all", may_be_woken)
+    busy = Busy(settings.busy, settings.busy_cap, context.clock)
+    dry_run = settings.dry_run
+    return Idler(context, store, gate, idleness, pace=pace, shared=shared, busy=busy, dry_run=dry_run)
