@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 
-from ..._lib.bounded import Bounded
 from ..._lib.durations import seconds
 from ...model import Function, ReplicaStatus
-
-logger = logging.getLogger("scalezero_wsgi")
+from .labels import LabelWarnings
 
 IDLE_AFTER = "scalezero.idle-after"
 """A duration, or ``never``."""
@@ -18,9 +15,6 @@ SCALE_ZERO, ZERO_DURATION = "com.openfaas.scale.zero", "com.openfaas.scale.zero-
 """OpenFaaS's: ``true`` or ``1`` opts in; and after which duration."""
 
 MINIMA = ("scalezero.min", "com.openfaas.scale.min")
-
-WARNED = 1_000
-"""Functions and labels about which it is remembered that they were warned about."""
 
 
 class Idleness:
@@ -37,7 +31,7 @@ class Idleness:
         self._idle_after = idle_after
         self._for_all = for_all
         self._may_be_woken = may_be_woken
-        self._warned: Bounded[tuple[Function, str], str] = Bounded(WARNED)
+        self._warnings = LabelWarnings()
 
     def __call__(self, function: Function, status: ReplicaStatus) -> float | None:
         """Return the seconds; ``None``: it is never idle.
@@ -80,8 +74,4 @@ class Idleness:
         return self._idle_after
 
     def _warn(self, function: Function, label: str, text: str, allowed: str, taken: str) -> None:
-        if self._warned.get((function, label)) != text:
-            self._warned.set((function, label), text)
-            logger.warning(
-                "%s: its label %s is %r; it must be %s; %s is taken", function, label, text, allowed, taken
-            )
+        self._warnings(function, label, text, f"is {text!r}; it must be {allowed}; {taken} is taken")
