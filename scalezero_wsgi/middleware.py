@@ -127,7 +127,7 @@ class ScaleZeroMiddleware:
         self._rules = Rules(
             settings.no_wake, settings.allow, settings.deny, settings.wake, settings.default_namespace
         )
-        self._idler = make_idler(settings, store, self.scaler, self.queue, self._rules.may_be_woken)
+        self._idler = make_idler(settings, store, self.scaler, self.queue, self._rules.is_ours)
         self._unreachable = UNREACHABLE | ({"500"} if getattr(provider, "doubts_500", False) else set())
         self._expiry, self._usable = self.cache.expiry, self.cache.usable
         # Every path begins with the empty prefix: a custom route runs for each request.

@@ -72,6 +72,10 @@ class Rules:
         """Return whether any request may wake the function, if it is served."""
         return self._wake is None or self._wake(function)
 
+    def is_ours(self, function: Function) -> bool:
+        """Return whether the function may be stopped and started: it is served, and requests may wake it."""
+        return self.is_served(function) and self.may_be_woken(function)
+
     def may_wake(self, function: Function, environ: WSGIEnvironment) -> bool:
         """Return whether this request may wake the function."""
         if self._wake is not None and not self._wake(function):

@@ -22,15 +22,15 @@ class Idleness:
 
     :param idle_after: the setting, in seconds.
     :param for_all: whether it holds for functions, too, that do not say that they may go to zero.
-    :param may_be_woken: whether requests may wake a function; one that none may wake is never idle.
+    :param is_ours: whether a function is served, and requests may wake it; others are never idle.
     """
 
     def __init__(
-        self, idle_after: float, for_all: bool, may_be_woken: Callable[[Function], bool] = lambda _: True
+        self, idle_after: float, for_all: bool, is_ours: Callable[[Function], bool] = lambda _: True
     ) -> None:
         self._idle_after = idle_after
         self._for_all = for_all
-        self._may_be_woken = may_be_woken
+        self._is_ours = is_ours
         self._warnings = LabelWarnings()
 
     def __call__(self, function: Function, status: ReplicaStatus) -> float | None:
@@ -39,7 +39,7 @@ class Idleness:
         The first that is there decides: the label ``scalezero.idle-after``, OpenFaaS's labels, the settings.
         A minimum that was set on purpose keeps a function up that does not itself say that it may go to zero.
         """
-        if not self._may_be_woken(function):
+        if not self._is_ours(function):
             return None
         texts: Mapping[str, str] = {**status.annotations, **status.labels}
         own = texts.get(IDLE_AFTER)

@@ -25,13 +25,13 @@ def make_idler(
     store: Coordination | None,
     scaler: FunctionScaler,
     queue: RequestQueue,
-    may_be_woken: Callable[[Function], bool],
+    is_ours: Callable[[Function], bool],
 ) -> Idler | None:
     """Return what brings idle functions to zero; ``None``: nothing is to, or nothing can, which is reported.
 
     :param settings: ``idle_after`` and the like.
     :param store: where the workers meet.
-    :param may_be_woken: whether requests may wake a function.
+    :param is_ours: whether a function is served, and requests may wake it.
     """
     if settings.idle_after is None:
         return None
@@ -43,7 +43,7 @@ def make_idler(
     pace = min(PACE, max(LEAST_PACE, idle_after / 4))
     gate = Gate(store, context.peers, context.cache, queue.by_function, context.report, pace, context.clock)
     shared = not isinstance(store, MemoryCoordination)
-    idleness = Idleness(idle_after, settings.idle_default == "all", may_be_woken)
+    idleness = Idleness(idle_after, settings.idle_default == "all", is_ours)
     busy = Busy(settings.busy, settings.busy_cap, context.clock)
     dry_run = settings.dry_run
     return Idler(context, store, gate, idleness, pace=pace, shared=shared, busy=busy, dry_run=dry_run)

@@ -302,6 +302,25 @@ def test_a_function_that_nobody_has_used_is_found_by_the_providers_list() -> Non
     assert Function("other") not in {function for function, _ in engine.sets}
 
 
+@pytest.mark.parametrize("rules", [{"allow": ["job-*"]}, {"deny": ["hello"]}])
+def test_a_function_that_is_not_served_stays_up(rules: dict[str, Any]) -> None:
+    """The provider lists it all the same: a database beside the functions, say."""
+
+    class Listing(Engine):
+        def list_functions(self) -> list[Function]:
+            return [HELLO, Function("job-1")]
+
+    engine = Listing()
+    for name in ("hello", "job-1"):
+        engine.put_up(name)
+    door = ScaleZeroMiddleware(App(), engine, idle_after=IDLE_AFTER, idle_default="all", **rules)
+    assert door._idler is not None
+    door._idler.start(multiprocess=False)
+    until(lambda: (Function("job-1"), 0) in engine.sets)
+    time.sleep(6 * IDLE_AFTER)
+    assert (HELLO, 0) not in engine.sets
+
+
 def test_an_entry_with_another_address_is_not_used_though_the_function_is_up() -> None:
     """It was stopped and started again elsewhere while the request was on its way to the application."""
     site = Site(idle_after=60)
