@@ -17,14 +17,15 @@ NAME = "scalezero_wsgi"
 MAY_IMPORT: dict[str, set[str]] = {
     "_lib": set(),
     "model": set(),
+    "schedule": {"_lib", "model"},
     "events": {"_lib", "model"},
     "servers": {"_lib", "model"},
-    "providers": {"_lib", "model"},
+    "providers": {"_lib", "model", "schedule"},
     "coordination": {"_lib", "model", "events", "servers"},
-    "activation": {"_lib", "model", "events", "servers", "providers", "coordination"},
+    "activation": {"_lib", "model", "schedule", "events", "servers", "providers", "coordination"},
     "pages": {"_lib", "model"},
     "web": {"_lib", "model", "events", "servers", "activation", "pages"},
-    "settings": {"_lib", "model", "events", "coordination", "activation", "web"},
+    "settings": {"_lib", "model", "schedule", "events", "coordination", "activation", "web"},
     "proxy": {"_lib", "model", "servers"},
     "integrations": {"servers"},
 }
