@@ -50,6 +50,11 @@ def settings_for(provider: Provider, settings: Settings | None, keywords: Settin
         {} if settings is None else {field.name: getattr(settings, field.name) for field in fields(settings)}
     )
     made = Settings.from_mapping(chosen | dict(keywords), prefix="")
+    if made.keep_warm is not None and made.idle_after is None:
+        raise SettingError(
+            f"keep_warm: {made.keep_warm!r} is not allowed without idle_after: it is for functions that go to"
+            " zero, and none does"
+        )
     own = provider.own_namespace if isinstance(provider, NamespacedProvider) else ""
     if made.default_namespace or own == "":
         return made

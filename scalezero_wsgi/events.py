@@ -135,6 +135,17 @@ class StopRefused(FunctionEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class KeptWarm(FunctionEvent):
+    """The function is started for its hours (``keep_warm``), or would be but for ``dry_run``.
+
+    :ivar begins_in: in how many seconds they begin; negative within them.
+    """
+
+    begins_in: float
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class IdlingOff(Event):
     """No function is scaled back to zero here, for ``reason``."""
 
@@ -187,6 +198,10 @@ def _describe(event: Event) -> tuple[int, str]:
             return logging.INFO, f"{function}: not scaled to zero: {reason}"
         case StopRefused(function, reason, retry_after):
             return logging.WARNING, f"{function}: stays up ({reason}); next try in {retry_after:.0f} s"
+        case KeptWarm(function, begins_in, dry_run):
+            done = "would be started" if dry_run else "started"
+            when = f"begin in {begins_in:.0f} s" if begins_in > 0 else "have begun"
+            return logging.INFO, f"{function}: {done} for its hours, which {when}"
         case IdlingOff(reason):
             return logging.WARNING, f"no function is scaled back to zero: {reason}"
         case CoordinationLost(error):

@@ -85,6 +85,7 @@ class ScaleZeroMiddleware:
         URL of one, see :func:`~scalezero_wsgi.providers.make_provider`.
     :param settings: all settings at once; single ones may be given as keywords, and win.
     :param clock: where monotonic seconds come from.
+    :param wall_clock: where seconds since the epoch come from, for ``keep_warm``.
     :raises SettingError: a setting or the provider is not as it must be.
     """
 
@@ -95,6 +96,7 @@ class ScaleZeroMiddleware:
         *,
         settings: Settings | None = None,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
         **keywords: Unpack[SettingKeywords],
     ) -> None:
         if isinstance(provider, str):
@@ -127,7 +129,7 @@ class ScaleZeroMiddleware:
         self._rules = Rules(
             settings.no_wake, settings.allow, settings.deny, settings.wake, settings.default_namespace
         )
-        self._idler = make_idler(settings, store, self.scaler, self.queue, self._rules.is_ours)
+        self._idler = make_idler(settings, store, self.scaler, self.queue, self._rules.is_ours, wall_clock)
         self._unreachable = UNREACHABLE | ({"500"} if getattr(provider, "doubts_500", False) else set())
         self._expiry, self._usable = self.cache.expiry, self.cache.usable
         # Every path begins with the empty prefix: a custom route runs for each request.

@@ -16,6 +16,7 @@ from .activation.function_cache import MAXSIZE
 from .coordination import Coordination, make_coordination
 from .events import Hook
 from .model import InvalidFunctionName, SettingError
+from .schedule import schedule
 from .web.access import request_rule
 from .web.routing import NAME_RULES, Names
 
@@ -56,6 +57,7 @@ class SettingKeywords(TypedDict, total=False):
     replay: bool
     idle_after: Duration | None
     idle_default: str
+    keep_warm: str | None
     busy: Callable[[str, str], object] | None
     busy_cap: Duration
     dry_run: bool
@@ -104,6 +106,9 @@ class Settings:
         workers meet, see ``coordination``.
     :param idle_default: which functions do: ``"labelled"``: those whose labels say so, ``"all"``: all that do
         not say otherwise.
+    :param keep_warm: hours such as ``"Mon-Fri 08:00-18:00 Europe/Berlin"`` in which the functions that may
+        go to zero are up: see :mod:`scalezero_wsgi.schedule`. Only with ``idle_after``. The label
+        ``scalezero.keep-warm`` says it for one function.
     :param busy: a callable that is given a function's name and namespace, and returns whether it is busy
         although it serves no request. The label ``scalezero.busy`` names a path that is asked instead.
     :param busy_cap: for how long a function counts as busy that cannot be asked.
@@ -116,6 +121,7 @@ class Settings:
         files (Linux); under other servers each for itself, as with ``"memory://"``.
     :param hooks: callables that are told every event.
     :raises SettingError: a value is not allowed; it names the setting, the value and what is.
+    :raises MissingExtra: a value needs a library that is not installed.
     """
 
     route: str | Route = "/function/"
@@ -142,6 +148,7 @@ class Settings:
     replay: bool = True
     idle_after: float | None = None
     idle_default: str = "labelled"
+    keep_warm: str | None = None
     busy: Callable[[str, str], object] | None = None
     busy_cap: float = 3600.0
     dry_run: bool = False
@@ -325,6 +332,11 @@ def _coordination(value: object) -> object:
 _STORE = ("acquire", "renew", "release", "publish", "known", "changes", "report", "leave", "workers")
 
 
+def _hours(value: object) -> object:
+    schedule(value)
+    return value
+
+
 def _busy(value: object) -> object:
     if callable(value):
         return value
@@ -368,6 +380,7 @@ _READERS: dict[str, Callable[[object], object]] = {
     "replay": switch,
     "idle_after": optional(positive_duration),
     "idle_default": one_of("labelled", "all"),
+    "keep_warm": optional(_hours),
     "busy": optional(_busy),
     "busy_cap": seconds,
     "dry_run": switch,

@@ -2,6 +2,7 @@
 
 ``/function/f0/3`` takes the function three seconds. Nothing is sent a second time: a request that meets a
 function at zero is a 502. Each event leaves a line under ``$IDLE``, by the worker in which it happened.
+The clock on the wall is ``$WALL`` seconds ahead.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import http.client
 import os
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -48,4 +50,10 @@ def proxy(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
 command = [sys.executable, "-I", "-S", str(FUNCTION), "{port}"]
 functions = {f"f{number}": ProcessFunction(command) for number in range(COUNT)}
 provider = ProcessProvider(functions, state_dir=IDLE / "state")
-application = ScaleZeroMiddleware(proxy, provider, settings=Settings.from_environ(), hooks=[note])
+application = ScaleZeroMiddleware(
+    proxy,
+    provider,
+    settings=Settings.from_environ(),
+    hooks=[note],
+    wall_clock=lambda: time.time() + float(os.environ.get("WALL", "0")),
+)

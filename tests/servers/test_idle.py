@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from scalezero_wsgi.activation.idling.keep_warm import EARLY, UNKNOWN_START
 from scalezero_wsgi.providers.process import ProcessFunction, ProcessProvider
 from tests.servers.harness import Server, gunicorn
 from tests.support.waiting import until
@@ -132,6 +133,39 @@ def test_it_also_goes_to_zero_where_no_request_comes(tmp_path: Path) -> None:
     provider.set_replicas("f0", "", 1)
     with gunicorn(SITE, site.log, "-w", "2", "-c", "tests/servers/waiting_conf.py", env=site.env):
         until(lambda: provider.get_replicas("f0", "").replicas == 0)
+
+
+@pytest.mark.soak
+def test_a_function_is_up_before_its_hours_and_stays(tmp_path: Path) -> None:
+    """It is idle after 40 ms, and no request comes. By the clock on the wall its hours begin soon, and all
+    workers are killed when it is about to be started."""
+    begins, lasts = time.time() + UNKNOWN_START + EARLY + 10, 10
+    site = Site(
+        tmp_path,
+        FUNCTIONS="1",
+        SCALEZERO_KEEP_WARM=f"cron 0 8 * * * for {lasts}s",
+        WALL=str(8 * 3600 - begins % 86400),
+    )
+    provider = ProcessProvider({"f0": ProcessFunction(["true"])}, state_dir=site.files / "state")
+
+    def is_up() -> bool:
+        return provider.get_replicas("f0", "").available_replicas == 1
+
+    with gunicorn(SITE, site.log, "-w", "2", "-c", "tests/servers/waiting_conf.py", env=site.env) as server:
+        due = begins - UNKNOWN_START - EARLY
+        until(lambda: time.time() > due - 1)
+        assert not is_up()
+        for pid in server.workers():
+            os.kill(pid, signal.SIGKILL)
+        until(is_up, timeout=60)
+        assert due <= time.time() + 0.1 < begins
+        while time.time() < begins + lasts - 0.5:
+            assert is_up()
+            time.sleep(0.05)
+        until(lambda: provider.get_replicas("f0", "").replicas == 0)
+        assert begins + lasts <= time.time() < begins + lasts + 5
+        events = site.events()
+    assert (events["KeptWarm"], events["ScaleRequested"], events["FunctionStopped"]) == (1, 1, 1)
 
 
 @pytest.mark.server

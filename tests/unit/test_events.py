@@ -13,6 +13,7 @@ from scalezero_wsgi.events import (
     EventLog,
     FunctionEvent,
     FunctionReady,
+    KeptWarm,
     OutageBegan,
     OutageEnded,
     ProviderFailed,
@@ -50,6 +51,16 @@ def failing(_: Event) -> None:
     [
         (ScaleRequested(HELLO, 0, 2), logging.INFO, "hello.dev: requested 0 → 2 replicas"),
         (FunctionReady(HELLO, 1.2345), logging.INFO, "hello.dev: ready after 1.234 s"),
+        (
+            KeptWarm(HELLO, 12.3),
+            logging.INFO,
+            "hello.dev: started for its hours, which begin in 12 s",
+        ),
+        (
+            KeptWarm(HELLO, -60.0, dry_run=True),
+            logging.INFO,
+            "hello.dev: would be started for its hours, which have begun",
+        ),
         (GAVE_UP, logging.WARNING, "hello.dev: gave up after 25.000 s"),
         (
             StartFailed(HELLO, "exited with 1", 4.0),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalezero_wsgi import MissingExtra, schedule
+from scalezero_wsgi import MissingExtra, Settings, schedule
 from scalezero_wsgi.schedule import DAYS, Schedule
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -337,8 +337,9 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 def test_cron_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cronsim", None)
     read("Mon-Fri 08:00-18:00")
-    with pytest.raises(MissingExtra, match=r"scalezero_wsgi\[cron\]"):
-        read("cron 0 8 * * 1-5 for 10h")
+    for use in (read, lambda hours: Settings(keep_warm=hours)):
+        with pytest.raises(MissingExtra, match=r"scalezero_wsgi\[cron\]"):
+            use("cron 0 8 * * 1-5 for 10h")
 
 
 def test_utc_needs_no_files_of_time_zones(monkeypatch: pytest.MonkeyPatch) -> None:

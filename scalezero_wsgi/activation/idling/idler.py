@@ -94,6 +94,7 @@ class Idler:
     :param shared: whether several processes can use the store.
     :param busy: says of a function that serves nothing whether it is busy all the same.
     :param dry_run: whether it is only said what would be stopped.
+    :param keep_warm: called in each turn of the worker that decides, to start what should be up.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Idler:
         shared: bool,
         busy: Busy | None = None,
         dry_run: bool = False,
+        keep_warm: Callable[[], None] = lambda: None,
     ) -> None:
         self._context = context
         self._clock = context.clock
@@ -118,6 +120,7 @@ class Idler:
         self._shared = shared
         self._busy = busy or Busy(None, 0.0)
         self._dry_run = dry_run
+        self._keep_warm = keep_warm
         self._listing = context.provider if isinstance(context.provider, ListingProvider) else None
         self._drains: SingleFlight[Function, Result] = SingleFlight("scalezero-drain", AT_ONCE, self._clock)
         self._listings: SingleFlight[None, None] = SingleFlight("scalezero-list", 1, self._clock)
@@ -203,12 +206,15 @@ class Idler:
     # Decide
 
     def turn(self) -> None:
-        """Stop what is idle, if this is the worker that decides.
+        """Stop what is idle, and start what should be up, if this is the worker that decides.
 
         :raises CoordinationError: the store cannot be used.
         """
         now = self._turned_at = self._clock()
-        if not self._leads() or now < self._led_since + NEWLY_LED:
+        if not self._leads():
+            return
+        self._keep_warm()
+        if now < self._led_since + NEWLY_LED:
             return
         reports = self._context.peers.use(self._store.workers)
         drains = self._context.peers.use(self._store.drains)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from .busy import Busy
 from .gate import Gate
 from .idleness import Idleness
 from .idler import LEAST_PACE, PACE, Idler
+from .keep_warm import KeepWarm
 
 if TYPE_CHECKING:
     from ...settings import Settings
@@ -26,12 +28,14 @@ def make_idler(
     scaler: FunctionScaler,
     queue: RequestQueue,
     is_ours: Callable[[Function], bool],
+    wall_clock: Callable[[], float] = time.time,
 ) -> Idler | None:
     """Return what brings idle functions to zero; ``None``: nothing is to, or nothing can, which is reported.
 
     :param settings: ``idle_after`` and the like.
     :param store: where the workers meet.
     :param is_ours: whether a function is served, and requests may wake it.
+    :param wall_clock: seconds since the epoch.
     """
     if settings.idle_after is None:
         return None
@@ -46,4 +50,7 @@ def make_idler(
     idleness = Idleness(idle_after, settings.idle_default == "all", is_ours)
     busy = Busy(settings.busy, settings.busy_cap, context.clock)
     dry_run = settings.dry_run
-    return Idler(context, store, gate, idleness, pace=pace, shared=shared, busy=busy, dry_run=dry_run)
+    warm = KeepWarm(scaler, idleness, is_ours, settings.keep_warm, dry_run, wall_clock)
+    return Idler(
+        context, store, gate, warm, pace=pace, shared=shared, busy=busy, dry_run=dry_run, keep_warm=warm.turn
+    )

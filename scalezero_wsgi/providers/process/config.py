@@ -14,9 +14,10 @@ from types import MappingProxyType
 from typing import Any
 
 from ...model import Function, SettingError
+from ...schedule import schedule
 from ..checks import URL_PATH, duration, not_allowed, positive_duration
 
-IDLE_AFTER = "scalezero.idle-after"
+IDLE_AFTER, KEEP_WARM = "scalezero.idle-after", "scalezero.keep-warm"
 
 _NAME_PART = re.compile(r"[a-zA-Z0-9_]([-a-zA-Z0-9_.]{0,61}[a-zA-Z0-9_])?", re.ASCII)
 
@@ -88,7 +89,10 @@ class ProcessFunction:
     :param stop: how it is stopped.
     :param idle_after: seconds (or a string such as ``"15m"``) without use after which the middleware stops
         it, or ``"never"``; ``None``: the middleware's settings say that.
+    :param keep_warm: hours such as ``"Mon-Fri 08:00-18:00 Europe/Berlin"`` in which the middleware keeps it
+        up, see :mod:`scalezero_wsgi.schedule`, or ``"never"``; ``None``: as above.
     :raises SettingError: a value is not allowed.
+    :raises MissingExtra: the hours need a library that is not installed.
     """
 
     command: Sequence[str]
@@ -97,6 +101,7 @@ class ProcessFunction:
     cwd: str | Path | None = None
     stop: Stop = Stop()
     idle_after: float | str | None = None
+    keep_warm: str | None = None
 
     def __post_init__(self) -> None:
         command: object = self.command
@@ -116,13 +121,19 @@ class ProcessFunction:
             raise not_allowed("stop", self.stop, "a Stop")
         if self.idle_after is not None and self.idle_after != "never":
             object.__setattr__(self, "idle_after", positive_duration("idle_after", self.idle_after))
+        if self.keep_warm is not None and self.keep_warm != "never":
+            try:
+                schedule(self.keep_warm)
+            except ValueError as error:
+                raise SettingError(f"keep_warm: {error}") from None
         object.__setattr__(self, "command", tuple(self.command))
         object.__setattr__(self, "env", MappingProxyType(dict(self.env)))
 
     @property
     def labels(self) -> Mapping[str, str]:
         """What the middleware reads from a function's labels, as the provider tells it."""
-        return {} if self.idle_after is None else {IDLE_AFTER: str(self.idle_after)}
+        told = {IDLE_AFTER: self.idle_after, KEEP_WARM: self.keep_warm}
+        return {label: str(value) for label, value in told.items() if value is not None}
 
 
 def functions_from_toml(path: str | os.PathLike[str]) -> dict[str, ProcessFunction]:
@@ -144,7 +155,9 @@ def functions_from_toml(path: str | os.PathLike[str]) -> dict[str, ProcessFuncti
 
 def _from_table(key: str, table: object, base: Path) -> ProcessFunction:
     try:
-        values = _table("function", table, ("command", "ready", "env", "cwd", "stop", "idle_after"))
+        values = _table(
+            "function", table, ("command", "ready", "env", "cwd", "stop", "idle_after", "keep_warm")
+        )
         if isinstance(values.get("cwd"), str):
             values["cwd"] = base / values["cwd"]
         if "ready" in values:

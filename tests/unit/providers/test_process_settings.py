@@ -59,12 +59,20 @@ def test_how_long_it_may_be_idle_is_told_as_a_label(
     assert status.labels.get("scalezero.idle-after") == label
 
 
+@pytest.mark.parametrize("told", ["Mon-Fri 08:00-18:00 Europe/Berlin", "never", None])
+def test_its_hours_are_told_as_a_label(told: str | None, tmp_path: Path, state_dir: Path) -> None:
+    file = tmp_path / "functions.toml"
+    file.write_text("[functions.a]\ncommand = ['x']\n" + (f"keep_warm = '{told}'" if told else ""))
+    status = ProcessProvider.from_toml(file, state_dir=state_dir).get_replicas("a", "")
+    assert status.labels.get("scalezero.keep-warm") == told
+
+
 BAD = {
     "": ("functions = None", "one table"),
     "functions = 3": ("functions = 3", "one table"),
     "other = 1": ("unknown key 'other' (1)", "functions"),
     "[functions.a]": ("function 'a'", "command = None", "a list of strings"),
-    "[functions]\na = 1": ("function 'a'", "= 1", "command, ready, env, cwd, stop, idle_after"),
+    "[functions]\na = 1": ("function 'a'", "= 1", "command, ready, env, cwd, stop, idle_after, keep_warm"),
     "[functions.a]\ncommand = 'x'": ("function 'a'", "command = 'x'", "a list of strings"),
     "[functions.a]\ncommand = []": ("function 'a'", "command = []", "begins with the program"),
     "[functions.a]\ncommand = ['']": ("function 'a'", "command = ['']", "begins with the program"),
@@ -87,6 +95,8 @@ BAD = {
     "[functions.a]\ncommand = ['x']\nstop = { after = 1 }": ("'after' (1)", "signal, grace"),
     "[functions.a]\ncommand = ['x']\nidle_after = 0": ("idle_after = 0", "more than 0"),
     "[functions.a]\ncommand = ['x']\nidle_after = 'soon'": ("idle_after", "'soon'", "'10m30s'"),
+    "[functions.a]\ncommand = ['x']\nkeep_warm = '8-18'": ("keep_warm: '8-18' is not allowed", "'Mon-Fri 08"),
+    "[functions.a]\ncommand = ['x']\nkeep_warm = 8": ("keep_warm: 8 is not allowed", "'Mon-Fri 08"),
     "[functions.'../a']\ncommand = ['x']": ("functions = '../a'", "'name.namespace'"),
     "[functions.'a.']\ncommand = ['x']": ("functions = 'a.'", "'name.namespace'"),
     "[functions.'.a']\ncommand = ['x']": ("functions = '.a'", "'name.namespace'"),
