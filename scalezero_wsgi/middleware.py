@@ -58,6 +58,7 @@ from .web.replay import (
 from .web.responses import Answers
 from .web.routing import Names
 from .web.status import StatusPage
+from .web.uses import used_app
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -130,6 +131,7 @@ class ScaleZeroMiddleware:
             settings.no_wake, settings.allow, settings.deny, settings.wake, settings.default_namespace
         )
         self._idler = make_idler(settings, store, self.scaler, self.queue, self._rules.is_ours, wall_clock)
+        self._used_app = used_app(app, self._idler, settings, clock)
         self._unreachable = UNREACHABLE | ({"500"} if getattr(provider, "doubts_500", False) else set())
         self._expiry, self._usable = self.cache.expiry, self.cache.usable
         # Every path begins with the empty prefix: a custom route runs for each request.
@@ -325,7 +327,7 @@ class ScaleZeroMiddleware:
             in_flight.discard(begin)
             return CLOSED
         try:
-            result = self._app(environ, begin)
+            result = self._used_app(environ, begin)
         except BaseException as error:
             in_flight.discard(begin)
             call = PassedDown(environ, start_response, meta, now, path, last)

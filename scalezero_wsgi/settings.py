@@ -58,6 +58,7 @@ class SettingKeywords(TypedDict, total=False):
     idle_after: Duration | None
     idle_default: str
     keep_warm: str | None
+    stream_idle_after: Duration | None
     busy: Callable[[str, str], object] | None
     busy_cap: Duration
     dry_run: bool
@@ -109,6 +110,8 @@ class Settings:
     :param keep_warm: hours such as ``"Mon-Fri 08:00-18:00 Europe/Berlin"`` in which the functions that may
         go to zero are up: see :mod:`scalezero_wsgi.schedule`. Only with ``idle_after``. The label
         ``scalezero.keep-warm`` says it for one function.
+    :param stream_idle_after: after how long without a byte a response, or a ``GET`` without an answer, does
+        not count as use any more; ``None``: never.
     :param busy: a callable that is given a function's name and namespace, and returns whether it is busy
         although it serves no request. The label ``scalezero.busy`` names a path that is asked instead.
     :param busy_cap: for how long a function counts as busy that cannot be asked.
@@ -149,6 +152,7 @@ class Settings:
     idle_after: float | None = None
     idle_default: str = "labelled"
     keep_warm: str | None = None
+    stream_idle_after: float | None = None
     busy: Callable[[str, str], object] | None = None
     busy_cap: float = 3600.0
     dry_run: bool = False
@@ -381,6 +385,7 @@ _READERS: dict[str, Callable[[object], object]] = {
     "idle_after": optional(positive_duration),
     "idle_default": one_of("labelled", "all"),
     "keep_warm": optional(_hours),
+    "stream_idle_after": optional(positive_duration),
     "busy": optional(_busy),
     "busy_cap": seconds,
     "dry_run": switch,

@@ -148,7 +148,8 @@ class FunctionProxy:
         write = start_response(f"{reader.status} {reader.reason}", headers)
         if upgrade and reader.status == 101:
             _send_head(write)
-            return Tunnel(client_socket(environ), exchange.detach(), reader.rest)
+            carried = environ.get("scalezero_wsgi.carried", lambda: None)
+            return Tunnel(client_socket(environ), exchange.detach(), reader.rest, carried)
         if reader.complete and not isinstance(call.body, PumpedBody):
             call.close()
             return [first] if first else []

@@ -6,6 +6,7 @@ import contextlib
 import select
 import socket
 import ssl
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..servers.server import Server, this_server
@@ -43,11 +44,19 @@ class Tunnel:
     :param client: the socket that the server handed out; the head of the 101 has been sent.
     :param connection: to the function; it is kept here, or it would be closed.
     :param first: what came from the function behind its 101.
+    :param carried: called each time bytes were passed on.
     """
 
-    def __init__(self, client: socket.socket, connection: Connection, first: bytes) -> None:
+    def __init__(
+        self,
+        client: socket.socket,
+        connection: Connection,
+        first: bytes,
+        carried: Callable[[], object] = lambda: None,
+    ) -> None:
         self._client = client
         self._connection = connection
+        self._carried = carried
         self._function = function = connection.sock
         self._down = _Direction(function, client, first)
         self._up = _Direction(client, function, b"")
@@ -69,8 +78,11 @@ class Tunnel:
             with contextlib.suppress(OSError):  # a Unix socket has no peers that vanish
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         with contextlib.suppress(OSError):  # a reset is an end as well
+            self._carried()
             while not server.stopping():
                 moved = self._down.move() | self._up.move()
+                if moved:
+                    self._carried()
                 if self._down.has_ended or self._up.has_ended:
                     return
                 if not moved:

@@ -64,6 +64,8 @@ class Replay:
         wanted = woken_since or self._scaler.mark_suspect(meta)
         if not wanted or sent or call.last or not self._settings.replay or not may_be_repeated(call.environ):
             return None
+        if self._was_let_go(call):
+            return None
         since = call.passed_at if woken_since else self._clock()
         try:
             caller = caller_of(call.environ, arrived, self._settings.page_after, in_app=True)
@@ -71,6 +73,13 @@ class Replay:
         except (ProviderError, TooManyWaiting):
             return None
         return renewed if renewed.state.came_up_at > meta.last_refresh else None
+
+    def _was_let_go(self, call: PassedDown) -> bool:
+        """Return whether the request did not count as use any more: then it starts no function either."""
+        settings = self._settings
+        if settings.idle_after is None or settings.stream_idle_after is None:
+            return False
+        return self._clock() > call.passed_at + settings.stream_idle_after
 
 
 class InUse:
@@ -183,12 +192,12 @@ def in_use(
         in_flight.discard(token)
         return result
     wrapper = environ.get("wsgi.file_wrapper")
-    if wrapper is not None and _is_file(result, wrapper):
+    if wrapper is not None and is_server_file(result, wrapper):
         return _file_in_use(result, in_flight, token)
     return InUse(result, in_flight, token)
 
 
-def _is_file(result: object, wrapper: Any) -> bool:
+def is_server_file(result: object, wrapper: Any) -> bool:
     """Return whether the server will recognise ``result`` as its own file wrapper, and send the file."""
     if isinstance(wrapper, type):
         return isinstance(result, wrapper)

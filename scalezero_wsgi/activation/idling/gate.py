@@ -15,7 +15,6 @@ from typing import ParamSpec, TypeVar
 
 from ..._lib.per_process import PerProcess
 from ...coordination.base import (
-    KEEP,
     CoordinationError,
     Drain,
     DrainingCoordination,
@@ -27,8 +26,8 @@ from ...coordination.peers import Peers
 from ...events import DrainCancelled, Reporter
 from ...model import Function
 from ..function_cache import FunctionCache
-from ..request_queue import PAGE_INTEREST
 from ..state import NEVER, SETTLE, FunctionMeta, FunctionState
+from .uses import Uses
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -72,6 +71,7 @@ class Gate:
     :param pace: seconds between two turns of the worker's own thread.
     :param clock: monotonic seconds.
     :param sleep: pauses a request.
+    :param stream_idle_after: seconds without a byte after which a stream does not count as use any more.
     :ivar closed: the functions to which nothing may be passed down, each with its drain's epoch. Requests
         look into it without a lock.
     """
@@ -86,12 +86,13 @@ class Gate:
         pace: float = 0.25,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] | None = None,
+        stream_idle_after: float | None = None,
     ) -> None:
         self.closed: dict[Function, int] = {}
         self._store = store
         self._peers = peers
         self._cache = cache
-        self._waiting = waiting
+        self._uses = Uses(cache, waiting, clock, stream_idle_after)
         self._report = report
         self._use_every = min(REPORT_EVERY, 2 * pace)
         self._usable = cache.usable
@@ -110,9 +111,7 @@ class Gate:
         self._reported: object = None
         self._acknowledged: Mapping[Function, int] = {}
         self._alone_since = math.inf
-        self._last_used: dict[Function, float] = {}
-        self._in_use: dict[Function, int] = {}
-        self._ended_at: dict[Function, float] = {}
+        self._uses.begin()
 
     @property
     def name(self) -> str:
@@ -221,7 +220,7 @@ class Gate:
         self._look()  # after the functions were closed
         for function, epoch in list(self.closed.items()):
             draining = Drain(DrainPhase.DRAINING, epoch)
-            if function in self._in_use and drains.get(function) == draining:
+            if function in self._uses.in_use and drains.get(function) == draining:
                 if self.cancel(function, draining, "it is in use"):
                     self._open(function, epoch, Drain(DrainPhase.READY, epoch))
         self._tell()
@@ -258,47 +257,25 @@ class Gate:
                 self._stopping_since.pop(function, None)
 
     def _look(self) -> None:
-        """Note what is in use, and which uses have ended since the last look."""
-        now = self._clock()  # before: what ends after it is noted the next time
-        in_use, last_used, asked_since = dict(self._waiting()), {}, now - PAGE_INTEREST
-        for state in self._cache.states():
-            # Of many functions most are not used here. A request sets the first before it is in flight.
-            if state.last_used == NEVER and state.page_asked_at < asked_since:
-                continue
-            function = state.function
-            if state.in_flight or state.page_asked_at >= asked_since:
-                in_use[function] = in_use.get(function, 0) + max(1, len(state.in_flight))
-            if state.last_used != NEVER:
-                last_used[function] = state.last_used
-        for function in {*self._in_use, *last_used}:
-            is_used = function in in_use or function in self._in_use
-            if is_used or last_used.get(function) != self._last_used.get(function):
-                self._ended_at[function] = now
-        for function, ended_at in list(self._ended_at.items()):
-            meta = self._cache.find(function)
-            if function not in in_use and (
-                now > ended_at + KEEP if meta is None else meta.status.replicas == 0
-            ):
-                del self._ended_at[function]
-        self._in_use, self._last_used = in_use, last_used
+        self._uses.look()
 
     def _tell(self) -> None:
         """Report, if there is something new or the last report is old."""
         now = self._clock()
         acknowledged = {
-            function: epoch for function, epoch in self.closed.items() if function not in self._in_use
+            function: epoch for function, epoch in self.closed.items() if function not in self._uses.in_use
         }
-        use = set(self._in_use), dict(self._ended_at)
+        use = set(self._uses.in_use), dict(self._uses.ended_at)
         is_due = now >= self._reported_at + (REPORT_EVERY if use == self._reported else self._use_every)
         if acknowledged == self._acknowledged and not is_due:
             return
         report = WorkerReport(
             self.name,
-            in_flight=self._in_use,
-            unused_for={function: now - ended_at for function, ended_at in self._ended_at.items()},
+            in_flight=self._uses.in_use,
+            unused_for=self._uses.unused_for(now),
             acknowledged=acknowledged,
         )
-        self._send(report, VANISHED_IN_USE if self._in_use else VANISHED)
+        self._send(report, VANISHED_IN_USE if self._uses.in_use else VANISHED)
         self._reported, self._acknowledged = use, acknowledged
 
     # The store

@@ -34,7 +34,8 @@ from ..single_flight import Flight, SingleFlight
 from ..state import NEVER, FunctionState
 from .busy import Busy
 from .drain import FunctionDrain, Outcome, Result
-from .gate import SUFFIX, Gate
+from .fleet_uses import FleetUses
+from .gate import Gate
 
 logger = logging.getLogger("scalezero_wsgi")
 
@@ -134,8 +135,7 @@ class Idler:
         self._stopped: threading.Event | None = None
         self._lead: LeasedLeadership | None = None
         self._scanned_at = self._led_since = self._tried_at = self._turned_at = self._listed_at = NEVER
-        self._seen: dict[str, tuple[WorkerReport, float]] = {}
-        self._used_at: dict[Function, float] = {}
+        self._uses = FleetUses()
         self._up_since: dict[Function, float] = {}
         self._changed_at: dict[Function, float] = {}
         self._not_before: dict[Function, float] = {}
@@ -246,8 +246,8 @@ class Idler:
         self, reports: Iterable[WorkerReport], drains: Mapping[Function, Drain], now: float
     ) -> list[tuple[Function, float]]:
         """Return the functions that are idle as far as is known, and for how many seconds."""
-        in_use = self._note_uses(reports, now)
-        used_at, cache = self._used_at, self._context.cache
+        in_use = self._uses.note(reports, now)
+        used_at, cache = self._uses.used_at, self._context.cache
         up: dict[Function, FunctionState | None] = dict.fromkeys(used_at)
         if now >= self._scanned_at + len(cache) * SCAN_PAUSE:
             self._scanned_at = now
@@ -261,7 +261,7 @@ class Idler:
                     up[state.function] = state
                 else:
                     up.pop(state.function, None)
-                    used_at.pop(state.function, None)
+                    self._uses.forget(state.function)
         self._up_since = {function: self._up_since.get(function, now) for function in up}
         idle = []
         for function, state_ in up.items():
@@ -280,25 +280,6 @@ class Idler:
             if idle_after is not None and now >= since + idle_after:
                 idle.append((function, now - since))
         return idle
-
-    def _note_uses(self, reports: Iterable[WorkerReport], now: float) -> set[Function]:
-        """Note when each function was used last, and return which are in use. What a worker has used is kept
-        when it leaves."""
-        used_at = self._used_at
-        in_use: set[Function] = set()
-        seen: dict[str, tuple[WorkerReport, float]] = {}
-        for report in reports:
-            if not report.worker.endswith(SUFFIX):
-                continue
-            before = self._seen.get(report.worker)
-            # Ages are of the report's moment, which is not known: it may be older, so the use is, too.
-            seen[report.worker] = before if before is not None and before[0] == report else (report, now)
-            at = seen[report.worker][1]
-            in_use.update(function for function, count in report.in_flight.items() if count)
-            for function, unused_for in report.unused_for.items():
-                used_at[function] = max(used_at.get(function, NEVER), at - unused_for)
-        self._seen = seen
-        return in_use
 
     # Act
 
@@ -338,8 +319,9 @@ class Idler:
             put_off = backoff_step(times, REFUSED_FIRST, REFUSED_LONGEST)
             self._context.report(StopRefused(function, result.reason, put_off))
         elif result.outcome in (Outcome.STOPPED, Outcome.AT_ZERO, Outcome.GONE):
-            for notes in (self._refusals, self._changed_at, self._used_at):
-                notes.pop(function, None)
+            self._uses.forget(function)
+            self._refusals.pop(function, None)
+            self._changed_at.pop(function, None)
         self._not_before[function] = now + put_off
         if len(self._not_before) > 2 * AT_ONCE:
             self._not_before = {each: until for each, until in self._not_before.items() if until > now}

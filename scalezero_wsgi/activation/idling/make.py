@@ -45,9 +45,18 @@ def make_idler(
         context.report(IdlingOff(reason))
         return None
     pace = min(PACE, max(LEAST_PACE, idle_after / 4))
-    gate = Gate(store, context.peers, context.cache, queue.by_function, context.report, pace, context.clock)
-    shared = not isinstance(store, MemoryCoordination)
     idleness = Idleness(idle_after, settings.idle_default == "all", is_ours)
+    gate = Gate(
+        store,
+        context.peers,
+        context.cache,
+        queue.by_function,
+        context.report,
+        pace,
+        context.clock,
+        stream_idle_after=settings.stream_idle_after,
+    )
+    shared = not isinstance(store, MemoryCoordination)
     busy = Busy(settings.busy, settings.busy_cap, context.clock)
     dry_run = settings.dry_run
     warm = KeepWarm(scaler, idleness, is_ours, settings.keep_warm, dry_run, wall_clock)

@@ -15,7 +15,7 @@ from scalezero_wsgi.activation.idling.idler import Idler
 from scalezero_wsgi.activation.single_flight import Flight
 from scalezero_wsgi.activation.state import FunctionMeta
 from scalezero_wsgi.coordination import CoordinationError
-from scalezero_wsgi.coordination.base import Drain, Lease
+from scalezero_wsgi.coordination.base import Drain, DrainPhase, Lease
 from scalezero_wsgi.events import Reporter
 from scalezero_wsgi.providers.base import ListingProvider
 from tests.support.fakes import STARTING, UP, ZERO
@@ -32,6 +32,7 @@ from tests.unit.coordination.simulation import (
 IDLE_AFTER = 0.2
 PACE = 0.05
 EXPIRY, STALE_FOR = 0.1, 1.0
+SILENT_AFTER = 0.3
 
 
 class IdlingSimulation(Simulation):
@@ -76,8 +77,9 @@ class StoppableEngine:
         self.history.append((self._simulation.clock(), replicas))
         if replicas == 0:
             for request in self._simulation.requests:
-                if request.served:
+                if request.served and not request.may_be_cut():
                     self._simulation.ledger.wrong.append(f"a request of {request.worker.name} was cut")
+                request.cut = request.served
 
     @property
     def replicas(self) -> int:
@@ -137,6 +139,7 @@ class SimulatedGate(Gate):
             PACE,
             simulation.clock,
             simulation.sleep,
+            stream_idle_after=SILENT_AFTER,
         )
         self._turning: Any = SimulatedLock(simulation)
         self._simulation = simulation
@@ -200,7 +203,9 @@ class IdlingWorker(Worker):
 
     def ask(self, duration: float) -> None:
         """A request comes that the function serves for so many seconds."""
-        request = Request(self, duration)
+        self.send(Request(self, duration))
+
+    def send(self, request: Request) -> None:
         self.simulation.requests.append(request)
         self.simulation.spawn(self, "request", request.run)
 
@@ -209,12 +214,19 @@ class Request:
     """The middleware's steps.
 
     :ivar served: whether the function has it.
+    :ivar cut: whether the function was stopped meanwhile.
     """
 
     def __init__(self, worker: IdlingWorker, duration: float) -> None:
         self.worker = worker
         self.duration = duration
-        self.served = False
+        self.served = self.cut = False
+
+    def may_be_cut(self) -> bool:
+        return False
+
+    def serve(self) -> None:
+        self.worker.simulation.sleep(self.duration)
 
     def run(self) -> None:
         simulation = self.worker.simulation
@@ -288,10 +300,40 @@ class Request:
                 f" by {meta}, closed {self.worker.gate.closed}, {simulation.store.drains()}"
             )
         self.served = True
-        simulation.sleep(self.duration)
+        self.serve()
         self.served = False
         state.in_flight.discard(self)
         return True
+
+
+class Stream(Request):
+    """It carries a byte now and then until its time is over, or one whenever it is told to."""
+
+    EVERY = 0.05
+
+    def __init__(self, worker: IdlingWorker, duration: float) -> None:
+        super().__init__(worker, duration)
+        self.byte = self._in_drain = False
+        self.silent_since = math.inf
+
+    def is_silent(self) -> bool:
+        return self.served and not self.byte and self.duration == math.inf
+
+    def may_be_cut(self) -> bool:
+        """It has been silent for long enough, or has carried something again when it was too late."""
+        return self._in_drain or self.worker.simulation.clock() >= self.silent_since + SILENT_AFTER
+
+    def serve(self) -> None:
+        simulation, until = self.worker.simulation, self.worker.simulation.clock() + self.duration
+        while not self.cut and simulation.clock() < until:
+            drain = simulation.store.drains().get(HELLO)
+            self._in_drain = drain is not None and drain.phase in (DrainPhase.DRAINING, DrainPhase.STOPPING)
+            self.silent_since = simulation.clock()
+            self.byte = False
+            if self.duration == math.inf:
+                simulation.stop(lambda: self.cut or self.byte)
+            else:
+                simulation.sleep(self.EVERY)
 
 
 class DrainingWire(Wire):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import pytest
@@ -16,7 +17,16 @@ from scalezero_wsgi.activation.state import SETTLE
 from scalezero_wsgi.coordination.base import DrainPhase
 from scalezero_wsgi.coordination.heartbeat import HEARTBEAT
 from scalezero_wsgi.coordination.leadership import LEASE
-from tests.unit.coordination.idling import EXPIRY, IDLE_AFTER, PACE, STALE_FOR, IdlingSimulation, IdlingWorker
+from tests.unit.coordination.idling import (
+    EXPIRY,
+    IDLE_AFTER,
+    PACE,
+    SILENT_AFTER,
+    STALE_FOR,
+    IdlingSimulation,
+    IdlingWorker,
+    Stream,
+)
 from tests.unit.coordination.simulation import HELLO, Task
 from tests.unit.coordination.test_state_machine import machine_settings
 
@@ -58,6 +68,21 @@ class Idle(RuleBasedStateMachine):
     def a_request_comes(self, index: int, duration: float) -> None:
         if len(self.world.requests) < 6:
             self.alive(index).ask(duration)
+
+    @rule(index=WORKERS, duration=st.sampled_from([0.6, math.inf]))
+    def a_stream_comes(self, index: int, duration: float) -> None:
+        if len(self.world.requests) < 6:
+            worker = self.alive(index)
+            worker.send(Stream(worker, duration))
+
+    @rule(index=WORKERS)
+    def a_silent_stream_carries_a_byte(self, index: int) -> None:
+        silent = self.silent_streams()
+        if silent:
+            silent[index % len(silent)].byte = True
+
+    def silent_streams(self) -> list[Stream]:
+        return [each for each in self.world.requests if isinstance(each, Stream) and each.is_silent()]
 
     @rule(phase=PHASES, index=WORKERS)
     def a_request_comes_in_that_phase(self, phase: DrainPhase, index: int) -> None:
@@ -155,10 +180,11 @@ class Idle(RuleBasedStateMachine):
 
     def all_are_served_and_it_goes_to_zero(self, extra: float) -> None:
         world = self.world
-        served = world.run(lambda: not world.requests, 10.0 + extra)
+        served = world.run(lambda: len(self.silent_streams()) == len(world.requests), 10.0 + extra)
         assert served, [(task.worker.name, task.name) for task in world.tasks]
         self.no_request_is_lost_cut_or_passed_to_nobody()
-        at_zero = world.run(lambda: world.engine.replicas == 0, 2 * (IDLE_AFTER + ACKNOWLEDGE) + 6.0 + extra)
+        idle = 2 * (IDLE_AFTER + ACKNOWLEDGE) + SILENT_AFTER
+        at_zero = world.run(lambda: world.engine.replicas == 0, idle + 6.0 + extra)
         assert at_zero, (world.store.drains(), world.store.workers())
         self.no_request_is_lost_cut_or_passed_to_nobody()
 
@@ -238,6 +264,22 @@ def test_a_worker_that_has_never_reported_does_not_rely_on_a_provider_that_lags(
     state.a_request_comes(duration=0.0, index=2)
     state.the_store_is_lost(seconds=0.5)
     state.no_request_is_lost_cut_or_passed_to_nobody()
+
+
+def test_a_silent_stream_is_let_go_and_one_that_carries_again_is_not() -> None:
+    state = Idle()
+    state.begin(delay=0.0, lag=0.0, latency=0.0, used=False)
+    world, worker = state.world, state.alive(0)
+    stream = Stream(worker, math.inf)
+    worker.send(stream)
+    for _ in range(10):
+        state.go_on(0.9 * SILENT_AFTER)
+        assert stream.served
+        stream.byte = True
+    state.go_on(SILENT_AFTER + IDLE_AFTER + 5 * PACE)
+    assert stream.cut
+    assert world.engine.replicas == 0
+    state.teardown()
 
 
 @pytest.mark.soak

@@ -13,7 +13,7 @@ import pytest
 
 from scalezero_wsgi import ScaleZeroMiddleware
 from scalezero_wsgi.model import Function
-from scalezero_wsgi.proxy import FunctionProxy
+from scalezero_wsgi.proxy import FunctionProxy, upgrade
 from scalezero_wsgi.servers.server import this_server
 from tests.support.raw_http import PATIENCE, Message, RawFunction, Wire
 from tests.support.waiting import until
@@ -34,7 +34,7 @@ def echo(wire: Wire, _: Message) -> bool:
 class Visit:
     """A client's side of a websocket, and the request that serves it in a thread."""
 
-    def __init__(self, app: Any, url: str) -> None:
+    def __init__(self, app: Any, url: str, **more: Any) -> None:
         self.sock, self.server_side = socket.socketpair()
         self.sock.settimeout(PATIENCE)
         self.wire = Wire(self.sock)
@@ -42,7 +42,7 @@ class Visit:
         environ = environ_for("/function/hello", url)
         environ |= {"gunicorn.socket": self.server_side, "SERVER_PROTOCOL": "HTTP/1.1"}
         environ |= {"HTTP_CONNECTION": "keep-alive, Upgrade", "HTTP_UPGRADE": "WebSocket"}
-        self._thread = threading.Thread(target=self._serve, args=(app, environ))
+        self._thread = threading.Thread(target=self._serve, args=(app, environ | more))
         self._thread.start()
 
     def _serve(self, app: Any, environ: dict[str, Any]) -> None:
@@ -102,6 +102,24 @@ def test_a_tunnel_is_in_flight_as_long_as_it_is_open(function: RawFunction) -> N
     assert len(state.in_flight) == 1
     visit.close()
     until(lambda: not state.in_flight)
+
+
+def test_it_says_that_it_has_carried_something_and_nothing_while_it_is_silent(
+    function: RawFunction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upgrade, "SLICE", 0.02)  # it looks around as often
+    calls: list[float] = []
+    carried = {"scalezero_wsgi.carried": lambda: calls.append(time.monotonic())}
+    visit = Visit(FunctionProxy(), function.url, **carried)
+    assert visit.wire.exactly(5) == b"first"
+    for _ in range(2):
+        before = len(calls)
+        visit.sock.sendall(b"more")
+        assert visit.wire.exactly(4) == b"more"
+        until(lambda before=before: len(calls) >= before + 2)  # type: ignore[misc]  # up, and down
+    time.sleep(0.3)
+    assert calls[-1] < time.monotonic() - 0.2
+    visit.close()
 
 
 def test_a_worker_that_is_told_to_stop_ends_its_tunnels(
