@@ -59,6 +59,7 @@ class SettingKeywords(TypedDict, total=False):
     idle_default: str
     keep_warm: str | None
     stream_idle_after: Duration | None
+    keep_alive_max: Duration
     busy: Callable[[str, str], object] | None
     busy_cap: Duration
     dry_run: bool
@@ -112,6 +113,8 @@ class Settings:
         ``scalezero.keep-warm`` says it for one function.
     :param stream_idle_after: after how long without a byte a response, or a ``GET`` without an answer, does
         not count as use any more; ``None``: never.
+    :param keep_alive_max: for how long at most a request may ask that its function stays up after it, by its
+        header ``X-Scalezero-Keep-Alive``; 0: it is not heeded.
     :param busy: a callable that is given a function's name and namespace, and returns whether it is busy
         although it serves no request. The label ``scalezero.busy`` names a path that is asked instead.
     :param busy_cap: for how long a function counts as busy that cannot be asked.
@@ -153,6 +156,7 @@ class Settings:
     idle_default: str = "labelled"
     keep_warm: str | None = None
     stream_idle_after: float | None = None
+    keep_alive_max: float = 0.0
     busy: Callable[[str, str], object] | None = None
     busy_cap: float = 3600.0
     dry_run: bool = False
@@ -386,6 +390,7 @@ _READERS: dict[str, Callable[[object], object]] = {
     "idle_default": one_of("labelled", "all"),
     "keep_warm": optional(_hours),
     "stream_idle_after": optional(positive_duration),
+    "keep_alive_max": seconds,
     "busy": optional(_busy),
     "busy_cap": seconds,
     "dry_run": switch,

@@ -144,6 +144,8 @@ class WorkerReport:
     :param unused_for: seconds since the last request; functions that were used long ago are left out.
     :param acknowledged: the epochs of the drains for which it passes no request down any more, and has none
         in flight.
+    :param kept_for: seconds for which it is to stay up yet for the sake of this worker's clients, who may ask
+        for that; 0 or less: it need not. Of a function that is left out ``unused_for`` says it.
     """
 
     worker: str
@@ -151,6 +153,7 @@ class WorkerReport:
     waiting: Mapping[Function, int] = field(default_factory=dict)
     unused_for: Mapping[Function, float] = field(default_factory=dict)
     acknowledged: Mapping[Function, int] = field(default_factory=dict)
+    kept_for: Mapping[Function, float] = field(default_factory=dict)
 
 
 class DrainPhase(Enum):

@@ -23,8 +23,8 @@ from .base import (
     WorkerReport,
 )
 
-_REPORT_FIELDS = ("in_flight", "waiting", "unused_for", "acknowledged")
-_LATER_FIELDS = frozenset({"acknowledged"})  # which reports of 0.1's first release do not have
+_REPORT_FIELDS = ("in_flight", "waiting", "unused_for", "acknowledged", "kept_for")
+_LATER_FIELDS = frozenset({"acknowledged", "kept_for"})  # which reports of 0.1's first release do not have
 _PARTS = {"status": ReplicaStatus, "failure": Failure, "start": Start, "trouble": ProviderFault}
 
 

@@ -373,7 +373,8 @@ class CoordinationContract:
     def test_workers_report(self, bench: CoordinationBench) -> None:
         """The last report of each counts, until it leaves."""
         in_flight, waiting = {HELLO: 2, Function("a", "b"): 0}, {Function("a.b"): 1}
-        a = WorkerReport("host:1:x", in_flight, waiting, {HELLO: 0.25}, {HELLO: 1_764_357_000_123_456})
+        epochs, kept_for = {HELLO: 1_764_357_000_123_456}, {HELLO: -0.5, Function("a", "b"): 1800.0}
+        a = WorkerReport("host:1:x", in_flight, waiting, {HELLO: 0.25}, epochs, kept_for)
         b = WorkerReport("host:2:ä")
         store, other = bench.open(), bench.open()
         store.report(WorkerReport("host:1:x", {HELLO: 1}), TTL)

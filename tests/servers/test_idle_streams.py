@@ -18,6 +18,8 @@ pytestmark = pytest.mark.soak
 SITE = "tests.servers.stream_site:application"
 IDLE_AFTER, SILENT_AFTER = 0.5, 1.0
 END = "data: end\n\n"
+LED = 4.0
+"""Seconds within which a fleet that has just begun stops nothing."""
 
 
 class Fleet:
@@ -140,3 +142,27 @@ def test_a_response_that_takes_ten_times_idle_after_is_not_cut(what: str, tmp_pa
         assert (status, text[-len(END) :]) == (200, END)
         assert len(it.stopped_at()) == 1
         until(lambda: len(it.stopped_at()) == 2)
+
+
+def test_a_client_may_ask_for_longer_whichever_worker_hears_it(tmp_path: Path) -> None:
+    durations = {"f0": 6.0, "f1": 3.0, "f2": 9.0}
+    with fleet(tmp_path, SCALEZERO_KEEP_ALIVE_MAX="6s") as it:
+        time.sleep(LED)
+        ended = {}
+        for name, duration in durations.items():
+            assert it.get("0x1", name, X_Scalezero_Keep_Alive=f"{duration:g}s")[0] == 200
+            ended[name] = time.monotonic()
+        assert it.get("0x1", "f3")[0] == 200
+        until(lambda: it.stopped_at("f3"))
+        until(lambda: all(it.stopped_at(name) for name in durations))
+        for name, duration in durations.items():
+            took = it.stopped_at(name)[0] - ended[name]
+            assert min(duration, 6.0) - 0.2 <= took <= min(duration, 6.0) + 3.0, name
+
+
+def test_a_client_may_ask_for_shorter(tmp_path: Path) -> None:
+    with fleet(tmp_path, SCALEZERO_KEEP_ALIVE_MAX="6s", SCALEZERO_IDLE_AFTER="1h") as it:
+        assert it.get("0x1", "f1")[0] == 200
+        assert it.get("0x1", "f0", X_Scalezero_Keep_Alive="1s")[0] == 200
+        until(it.stopped_at)
+        assert it.stopped_at("f1") == []

@@ -164,12 +164,14 @@ class FunctionDrain(Refresh):
             if self._drain_now() != draining:
                 return Result(Outcome.CANCELLED)
             if here and not missing:
-                uses = [
-                    report.unused_for.get(self._function, idle_after)
+                left = [
+                    report.kept_for.get(
+                        self._function, idle_after - report.unused_for.get(self._function, idle_after)
+                    )
                     for report in reports
                     if report.worker.endswith(SUFFIX)
                 ]
-                return None if min(uses) >= idle_after else Result(Outcome.CANCELLED, "it was used since")
+                return None if max(left) <= 0 else Result(Outcome.CANCELLED, "it was used since")
             if self._clock() > deadline:
                 return Result(Outcome.UNANSWERED, f"no answer of {', '.join(missing) or 'this worker'}")
             self._lease.check()

@@ -18,6 +18,8 @@ class FleetUses:
 
     def __init__(self) -> None:
         self.used_at: dict[Function, float] = {}
+        self._unasked_at: dict[Function, float] = {}
+        self._kept_until: dict[Function, float] = {}
         self._seen: dict[str, tuple[WorkerReport, float]] = {}
 
     def note(self, reports: Iterable[WorkerReport], now: float) -> set[Function]:
@@ -35,9 +37,35 @@ class FleetUses:
             in_use.update(function for function, count in report.in_flight.items() if count)
             for function, unused_for in report.unused_for.items():
                 used_at[function] = max(used_at.get(function, NEVER), at - unused_for)
+                kept_for = report.kept_for.get(function)
+                notes, time = (
+                    (self._unasked_at, at - unused_for)
+                    if kept_for is None
+                    else (self._kept_until, at + kept_for)
+                )
+                notes[function] = max(notes.get(function, NEVER), time)
         self._seen = seen
         return in_use
 
+    def idle_since(
+        self, function: Function, idle_after: float, came_up_at: float, known_since: float
+    ) -> float:
+        """Return the moment from which ``idle_after`` counts.
+
+        That is the end of the last use; or, if clients have asked for longer or shorter, so much later or
+        earlier.
+
+        :param came_up_at: when the function came up; it is not idle before it was ever used.
+        :param known_since: since when it is known to be up.
+        """
+        kept_until = self._kept_until.get(function)
+        if kept_until is None:
+            return max(self.used_at.get(function, known_since), came_up_at)
+        if came_up_at <= self.used_at.get(function, NEVER):
+            came_up_at = NEVER
+        return max(self._unasked_at.get(function, NEVER), came_up_at, kept_until - idle_after)
+
     def forget(self, function: Function) -> None:
         """Forget the uses of a function that is at zero."""
-        self.used_at.pop(function, None)
+        for notes in (self._kept_until, self._unasked_at, self.used_at):
+            notes.pop(function, None)

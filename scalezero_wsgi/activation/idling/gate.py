@@ -27,6 +27,7 @@ from ...events import DrainCancelled, Reporter
 from ...model import Function
 from ..function_cache import FunctionCache
 from ..state import NEVER, SETTLE, FunctionMeta, FunctionState
+from .keep_alive import KeepAlive
 from .uses import Uses
 
 P = ParamSpec("P")
@@ -72,6 +73,7 @@ class Gate:
     :param clock: monotonic seconds.
     :param sleep: pauses a request.
     :param stream_idle_after: seconds without a byte after which a stream does not count as use any more.
+    :param keep_alive: for how long clients ask that functions stay up.
     :ivar closed: the functions to which nothing may be passed down, each with its drain's epoch. Requests
         look into it without a lock.
     """
@@ -87,12 +89,14 @@ class Gate:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] | None = None,
         stream_idle_after: float | None = None,
+        keep_alive: KeepAlive | None = None,
     ) -> None:
         self.closed: dict[Function, int] = {}
         self._store = store
         self._peers = peers
         self._cache = cache
-        self._uses = Uses(cache, waiting, clock, stream_idle_after)
+        self.keep_alive = keep_alive
+        self._uses = Uses(cache, waiting, clock, stream_idle_after, keep_alive)
         self._report = report
         self._use_every = min(REPORT_EVERY, 2 * pace)
         self._usable = cache.usable
@@ -274,6 +278,7 @@ class Gate:
             in_flight=self._uses.in_use,
             unused_for=self._uses.unused_for(now),
             acknowledged=acknowledged,
+            kept_for=self._uses.kept_for(now),
         )
         self._send(report, VANISHED_IN_USE if self._uses.in_use else VANISHED)
         self._reported, self._acknowledged = use, acknowledged

@@ -267,17 +267,19 @@ class Idler:
         for function, state_ in up.items():
             if function in in_use or now < self._not_before.get(function, NEVER):
                 continue
-            since = max(
-                used_at.get(function, self._up_since[function]),
-                NEVER if state_ is None else state_.came_up_at,
-                self._changed_at.get(function, NEVER),
-            )
             if function in drains and drains[function].phase in (DrainPhase.DRAINING, DrainPhase.STOPPING):
                 continue
             meta = None if state_ is None else state_.meta
             # Of a function that only others use the labels are not known here: they are asked for first.
             idle_after = 0.0 if meta is None else self._idle_after(function, meta.status)
-            if idle_after is not None and now >= since + idle_after:
+            if idle_after is None:
+                continue
+            came_up_at = NEVER if state_ is None else state_.came_up_at
+            since = max(
+                self._uses.idle_since(function, idle_after, came_up_at, self._up_since[function]),
+                self._changed_at.get(function, NEVER),
+            )
+            if now >= since + idle_after:
                 idle.append((function, now - since))
         return idle
 

@@ -16,6 +16,7 @@ from .busy import Busy
 from .gate import Gate
 from .idleness import Idleness
 from .idler import LEAST_PACE, PACE, Idler
+from .keep_alive import KeepAlive
 from .keep_warm import KeepWarm
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ def make_idler(
         return None
     pace = min(PACE, max(LEAST_PACE, idle_after / 4))
     idleness = Idleness(idle_after, settings.idle_default == "all", is_ours)
+    keep_alive = None
+    if settings.keep_alive_max > 0:
+        keep_alive = KeepAlive(settings.keep_alive_max, idleness, context.cache, context.clock)
     gate = Gate(
         store,
         context.peers,
@@ -55,6 +59,7 @@ def make_idler(
         pace,
         context.clock,
         stream_idle_after=settings.stream_idle_after,
+        keep_alive=keep_alive,
     )
     shared = not isinstance(store, MemoryCoordination)
     busy = Busy(settings.busy, settings.busy_cap, context.clock)

@@ -11,6 +11,7 @@ from ...model import Function
 from ..function_cache import FunctionCache
 from ..request_queue import PAGE_INTEREST
 from ..state import NEVER, FunctionState
+from .keep_alive import KeepAlive
 
 
 class Uses:
@@ -21,6 +22,7 @@ class Uses:
     :param clock: monotonic seconds.
     :param stream_idle_after: seconds after which a request in flight does not count any more that carries
         nothing. Since when it does, its token says by an attribute ``silent_since``; one without it counts.
+    :param keep_alive: what clients ask for; ``None``: it is not heeded.
     :ivar in_use: how many requests are in flight or wait, as of the last look.
     :ivar ended_at: the end of the last use, or the last look at which it was in use.
     """
@@ -31,11 +33,13 @@ class Uses:
         waiting: Callable[[], Mapping[Function, int]],
         clock: Callable[[], float] = time.monotonic,
         stream_idle_after: float | None = None,
+        keep_alive: KeepAlive | None = None,
     ) -> None:
         self._cache = cache
         self._waiting = waiting
         self._clock = clock
         self._stream_idle_after = stream_idle_after
+        self._keep_alive = keep_alive
         self.begin()
 
     def begin(self) -> None:
@@ -44,11 +48,16 @@ class Uses:
         self.ended_at: dict[Function, float] = {}
         self._last_used: dict[Function, float] = {}
         self._looked_at = NEVER
+        if self._keep_alive is not None:
+            self._keep_alive.begin()
 
     def look(self) -> None:
         """Note what is in use, and which uses have ended since the last look."""
         now = self._clock()  # before: what ends after it is noted the next time
+        if self._keep_alive is not None:
+            self._keep_alive.begin_look()
         in_use, last_used, asked_since = dict(self._waiting()), {}, now - PAGE_INTEREST
+        in_flight: dict[Function, list[object]] = {}
         for state in self._cache.states():
             # Of many functions most are not used here. A request sets the first before it is in flight.
             if state.last_used == NEVER and state.page_asked_at < asked_since:
@@ -57,8 +66,12 @@ class Uses:
             counting = self._counting(state)
             if counting or state.page_asked_at >= asked_since:
                 in_use[function] = in_use.get(function, 0) + max(1, len(counting))
+            if counting:
+                in_flight.setdefault(function, []).extend(counting)
             if state.last_used != NEVER:
                 last_used[function] = state.last_used
+        if self._keep_alive is not None:
+            self._keep_alive.look(now, in_flight)
         for function in {*self.in_use, *last_used}:
             is_used = function in in_use or function in self.in_use
             if is_used or last_used.get(function) != self._last_used.get(function):
@@ -69,11 +82,20 @@ class Uses:
                 now > ended_at + KEEP if meta is None else meta.status.replicas == 0
             ):
                 del self.ended_at[function]
+                if self._keep_alive is not None:
+                    self._keep_alive.forget(function)
         self.in_use, self._last_used, self._looked_at = in_use, last_used, now
 
     def unused_for(self, now: float) -> dict[Function, float]:
         """Return for how many seconds each function has not been used; those used long ago are left out."""
         return {function: now - ended_at for function, ended_at in self.ended_at.items()}
+
+    def kept_for(self, now: float) -> dict[Function, float]:
+        """Return for how many seconds functions are to stay up yet, where clients may ask for that."""
+        if self._keep_alive is None:
+            return {}
+        kept = {function: self._keep_alive.kept_for(function, now) for function in self.ended_at}
+        return {function: duration for function, duration in kept.items() if duration is not None}
 
     def _counting(self, state: FunctionState) -> list[object]:
         """Return the tokens in flight that count as use."""

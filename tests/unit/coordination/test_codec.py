@@ -52,6 +52,8 @@ rows = st.builds(
     st.dictionaries(functions, counts),
     st.dictionaries(functions, counts),
     st.dictionaries(functions, seconds),
+    st.dictionaries(functions, counts),
+    st.dictionaries(functions, st.floats(-1e9, 1e9)),
 )
 
 
@@ -131,6 +133,16 @@ def test_a_row_may_have_more_in_a_later_release() -> None:
     hello = Function("hello")
     row = WorkerReport("a", {hello: 1}, {}, {hello: 2.0})
     assert unpack_row("a", json.dumps({**json.loads(pack_row(row)), "more": 1})) == row
+
+
+def test_a_row_may_have_less_in_an_earlier_release() -> None:
+    hello = Function("hello")
+    row = WorkerReport("a", {hello: 1}, {}, {hello: 2.0}, {hello: 3}, {hello: 1800.0})
+    values = json.loads(pack_row(row))
+    del values["kept_for"]
+    assert unpack_row("a", json.dumps(values)) == WorkerReport("a", {hello: 1}, {}, {hello: 2.0}, {hello: 3})
+    del values["acknowledged"]
+    assert unpack_row("a", json.dumps(values)) == WorkerReport("a", {hello: 1}, {}, {hello: 2.0})
 
 
 @pytest.mark.parametrize("text", ["", "x", "null", "{}", "[]", '{"in_flight": [[1]]}', '{"in_flight": 1}'])
