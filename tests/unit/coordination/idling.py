@@ -32,7 +32,7 @@ from tests.unit.coordination.simulation import (
 IDLE_AFTER = 0.2
 PACE = 0.05
 EXPIRY, STALE_FOR = 0.1, 1.0
-SILENT_AFTER = 0.3
+SILENT_AFTER = 0.8
 
 
 class IdlingSimulation(Simulation):

@@ -69,7 +69,7 @@ class Idle(RuleBasedStateMachine):
         if len(self.world.requests) < 6:
             self.alive(index).ask(duration)
 
-    @rule(index=WORKERS, duration=st.sampled_from([0.6, math.inf]))
+    @rule(index=WORKERS, duration=st.sampled_from([1.5, math.inf]))
     def a_stream_comes(self, index: int, duration: float) -> None:
         if len(self.world.requests) < 6:
             worker = self.alive(index)
