@@ -62,20 +62,22 @@ def endpoint_of(url: str) -> Endpoint:
 
 
 class Connection:
-    """A socket to a function.
+    """A socket to a function. Whoever loses it, in an error or a cycle of garbage, has it closed by that.
 
     :ivar born: when it was opened, in monotonic seconds.
     :ivar idle_since: when it was last given back.
     :ivar reused: whether it has served a request before.
     """
 
-    __slots__ = ("born", "idle_since", "origin", "reused", "sock")
+    __slots__ = ("__weakref__", "born", "idle_since", "origin", "reused", "sock")
 
     def __init__(self, origin: Origin, sock: socket.socket, now: float) -> None:
         self.origin = origin
         self.sock = sock
         self.born = self.idle_since = now
         self.reused = False
+        # Not __del__: in a cycle of garbage the socket may be finalized first, and warns that it is open.
+        weakref.finalize(self, sock.close).atexit = False
 
     def is_open(self) -> bool:
         """Whether the function has neither closed it nor sent what nobody asked for; never blocks."""
@@ -91,8 +93,6 @@ class Connection:
         """Close it; harmless twice."""
         self.sock.close()
 
-    __del__ = close  # of a response that nobody has closed
-
 
 class Pool:
     """The connections of one process. Safe for threads, without a lock: what is done to a dict or a deque is
@@ -105,7 +105,6 @@ class Pool:
         self._connect_timeout = connect_timeout
         self._clock = clock
         self._idle: dict[Origin, deque[Connection]] = {}
-        weakref.finalize(self, _close_all, self._idle).atexit = False
         self._next_sweep = 0.0
         self._tls: ssl.SSLContext | None = None
 
@@ -205,12 +204,6 @@ class Pool:
     def idle(self) -> dict[Origin, int]:
         """How many connections are kept for each origin."""
         return {origin: len(idle) for origin, idle in list(self._idle.items())}
-
-
-def _close_all(idle: dict[Origin, deque[Connection]]) -> None:
-    for connections in idle.values():
-        for connection in connections:
-            connection.close()
 
 
 def wait(seconds: float, *wanted: tuple[int, int]) -> dict[int, int]:

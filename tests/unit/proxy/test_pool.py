@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import socket
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -111,9 +113,24 @@ def test_one_on_which_something_came_unasked_is_not_used(pool: Pool, function: R
 
 def test_a_pool_that_is_gone_leaves_nothing_open(function: RawFunction) -> None:
     pool = Pool(5.0)
-    connection = kept(pool, function)
+    kept(pool, function)
     del pool
-    until(lambda: connection.sock.fileno() == -1)
+    assert function.closed.wait(5.0)
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_one_lost_in_a_cycle_is_closed_without_a_warning(
+    idle: bool, function: RawFunction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ignored: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    pool = Pool(5.0)
+    cycle: list[object] = [pool, kept(pool, function) if idle else pool.connect(origin_of(function), 0.0)]
+    cycle.append(cycle)
+    del pool, cycle
+    gc.collect()
+    assert function.closed.wait(5.0)
+    assert ignored == []
 
 
 def test_a_connection_that_is_not_accepted_in_time_is_a_timeout() -> None:
