@@ -76,7 +76,9 @@ class Outgoing:
             return b""
         piece = self._body.take() or b""
         if piece and self._chunked:
-            piece = b"%x\r\n%b\r\n" % (len(piece), piece)
+            # Not formatted by %b, which takes more memory than it needs and gives it back: at these sizes the
+            # system does that page by page, and an upload took twice the processor time.
+            piece = b"".join((b"%x\r\n" % len(piece), piece, b"\r\n"))
         if self._body.ended:
             self._body = None
             if self._chunked:

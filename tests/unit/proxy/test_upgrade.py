@@ -151,3 +151,4 @@ def test_another_switch_is_502(function: RawFunction, answer: bytes) -> None:
         statuses: list[str] = []
         FunctionProxy()(environ, lambda status, *_: statuses.append(status))  # type: ignore[arg-type]
         assert statuses == ["502 BAD GATEWAY"]
+        assert function.requests[0].get("Upgrade") == "websocket"  # so it was asked for another
