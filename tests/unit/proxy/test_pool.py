@@ -5,16 +5,19 @@ from __future__ import annotations
 import gc
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
 
+from scalezero_wsgi.proxy import FunctionProxy, exchange
 from scalezero_wsgi.proxy import pool as pools
 from scalezero_wsgi.proxy.errors import FunctionError, FunctionTimeout
 from scalezero_wsgi.proxy.pool import Connection, Origin, Pool, endpoint_of
 from tests.support.clock import Clock
-from tests.support.raw_http import RawFunction
+from tests.support.raw_http import RawFunction, says
 from tests.support.waiting import until
+from tests.unit.proxy.test_proxy import environ_for
 
 
 @pytest.fixture
@@ -131,6 +134,47 @@ def test_one_lost_in_a_cycle_is_closed_without_a_warning(
     gc.collect()
     assert function.closed.wait(5.0)
     assert ignored == []
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["Outgoing.send", "Exchange._receive", "ResponseReader.feed", "start_response", "Exchange.next_piece"],
+)
+@pytest.mark.parametrize("reused", [False, True])
+def test_whatever_is_raised_at_any_step_closes_it(
+    step: str, reused: bool, function: RawFunction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as gunicorn's ``SystemExit`` in a worker that is too slow."""
+    function.behaviour = says(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole")
+    proxy = FunctionProxy()
+    begun: list[str] = []
+
+    def start_response(status: str, *_: object) -> Callable[[bytes], object]:
+        begun.append(status)
+        if step == "start_response" and len(begun) > reused:
+            raise SystemExit
+        return lambda data: None
+
+    def abort(*_: object) -> None:
+        raise SystemExit
+
+    if reused:
+        assert b"".join(proxy(environ_for("/", function.url), start_response)) == b"whole"
+    function.behaviour = says(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart")
+    if step != "start_response":
+        owner, _, name = step.partition(".")
+        monkeypatch.setattr(getattr(exchange, owner), name, abort)
+
+    def serve() -> None:
+        pieces = proxy(environ_for("/", function.url), start_response)
+        with closing(pieces):  # type: ignore[type-var]
+            list(pieces)
+
+    with pytest.raises(SystemExit) as raised:
+        serve()
+    assert function.closed.wait(5.0)
+    assert function.connections == 1
+    assert raised.tb is not None  # which keeps all that was in use
 
 
 def test_a_connection_that_is_not_accepted_in_time_is_a_timeout() -> None:
