@@ -321,12 +321,13 @@ class ScaleZeroMiddleware:
                 return start_response(status, headers)
             return start_response(status, headers, exc_info)
 
-        in_flight.add(begin)
-        idler = self._idler
-        if idler is not None and (idler.closed or state.meta is not meta) and not idler.is_open(state, meta):
-            in_flight.discard(begin)
-            return CLOSED
-        try:
+        try:  # from before it joins: whatever ends the request, also from outside, takes it out again
+            in_flight.add(begin)
+            idler = self._idler
+            if idler is not None and (idler.closed or state.meta is not meta):
+                if not idler.is_open(state, meta):
+                    in_flight.discard(begin)
+                    return CLOSED
             result = self._used_app(environ, begin)
         except BaseException as error:
             in_flight.discard(begin)
@@ -335,18 +336,23 @@ class ScaleZeroMiddleware:
             if answer is None:
                 raise
             return answer
-        if committed:
-            if result.__class__ is list:
-                in_flight.discard(begin)
-                return result
-            return in_use(result, environ, in_flight, begin)
-        call = PassedDown(environ, start_response, meta, now, path, last)
-        if deferred is None:
-            return LazyBody(
-                result,
-                lambda error: self._reconsider(call, deferred, committed, error, result),
-                partial(in_flight.discard, begin),
-            )
+        if committed and result.__class__ is list:
+            in_flight.discard(begin)
+            return result
+        try:
+            if committed:
+                return in_use(result, environ, in_flight, begin)
+            call = PassedDown(environ, start_response, meta, now, path, last)
+            if deferred is None:
+                return LazyBody(
+                    result,
+                    lambda error: self._reconsider(call, deferred, committed, error, result),
+                    in_flight,
+                    begin,
+                )
+        except BaseException:
+            in_flight.discard(begin)
+            raise
         in_flight.discard(begin)
         answer = self._reconsider(call, deferred, committed, None, result)
         return result if answer is None else answer

@@ -95,14 +95,16 @@ class _Places:
             only if somebody waits.
         :param of_function: how many places there are for the function; ``None`` for no limit.
         """
-        with self._lock:
-            here = self.by_function.get(function, 0)
-            full = self.taken > 0 and self.taken >= (room() if callable(room) else room)
-            taken = not full and (of_function is None or here < of_function)
-            if taken:
-                self.taken += 1
-                self.by_function[function] = here + 1
+        taken = False
         try:
+            with self._lock:
+                here = self.by_function.get(function, 0)
+                full = self.taken > 0 and self.taken >= (room() if callable(room) else room)
+                taken = not full and (of_function is None or here < of_function)
+                # No call from here to the counts: what ends a request from outside comes between two calls.
+                if taken:
+                    self.taken += 1
+                    self.by_function[function] = here + 1
             yield taken
         finally:
             if taken:

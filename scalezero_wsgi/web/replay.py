@@ -3,7 +3,9 @@ reached, so that the request can be retried."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..activation.request_queue import RequestQueue
@@ -82,29 +84,64 @@ class Replay:
         return self._clock() > call.passed_at + settings.stream_idle_after
 
 
-class InUse:
-    """An application's iterable that counts as in flight until it is closed.
+class Use:
+    """A token among those in flight, until the use is ended or this object is dropped.
 
-    Iteration goes straight to the application's iterator, so a chunk costs nothing extra. Repeated calls of
-    ``close`` count once.
+    Dropped: the server, or a middleware above, has never called ``close``. PEP 3333 asks for it, but a worker
+    may be told to stop right before, and many a wrapper forgets it.
     """
 
-    __slots__ = ("_in_flight", "_result", "_token")
+    __slots__ = ("_in_flight", "_token")
 
-    def __init__(self, result: Iterable[bytes], in_flight: set[object], token: object) -> None:
-        self._result = result
+    def __init__(self, in_flight: set[object], token: object) -> None:
         self._in_flight = in_flight
         self._token = token
 
+    def end(self) -> None:
+        """Count no more. Repeated calls count once."""
+        self._in_flight.discard(self._token)
+
+    def __del__(self) -> None:
+        try:  # noqa: SIM105  for each streamed answer
+            self._in_flight.discard(self._token)
+        except AttributeError:  # it was cut off while it was made
+            pass
+
+
+class InUse(Use):
+    """An application's iterable that counts as in flight until it is closed, or nobody has it any more.
+
+    Iteration goes to the application's iterator by way of C code alone, so a chunk costs next to nothing.
+    """
+
+    __slots__ = ("_result",)
+
+    def __init__(self, result: Iterable[bytes], in_flight: set[object], token: object) -> None:
+        super().__init__(in_flight, token)
+        self._result = result
+
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._result)
+        # Whoever drops the iterable and keeps its iterator uses the function still.
+        return chain(self._result, _Nothing(self))
 
     def close(self) -> None:
         """Close the application's iterable and end the use."""
         try:
             close(self._result)
         finally:
-            self._in_flight.discard(self._token)
+            self.end()
+
+
+class _Nothing:
+    """An empty iterable that keeps something alive."""
+
+    __slots__ = ("_kept",)
+
+    def __init__(self, kept: object) -> None:
+        self._kept = kept
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(())
 
 
 class DeferredStart:
@@ -133,24 +170,25 @@ class DeferredStart:
             self._write = self._start_response(*self._head)
 
 
-class LazyBody:
+class LazyBody(Use):
     """The iterable of an application that begins its answer only on iteration, such as a generator.
 
     :param reconsider: called once, when the answer has begun or failed to begin. Returns another iterable to
         serve instead, or ``None`` if the answer stands.
     """
 
-    __slots__ = ("_end", "_reconsider", "_result")
+    __slots__ = ("_reconsider", "_result")
 
     def __init__(
         self,
         result: Iterable[bytes],
         reconsider: Callable[[BaseException | None], Iterable[bytes] | None],
-        end: Callable[[], None],
+        in_flight: set[object],
+        token: object,
     ) -> None:
+        super().__init__(in_flight, token)
         self._result = result
         self._reconsider = reconsider
-        self._end = end
 
     def __iter__(self) -> Iterator[bytes]:
         chunks = iter(self._result)
@@ -174,7 +212,7 @@ class LazyBody:
         try:
             close(self._result)
         finally:
-            self._end()
+            self.end()
 
 
 def close(result: object) -> None:
@@ -205,19 +243,19 @@ def is_server_file(result: object, wrapper: Any) -> bool:
 
 
 def _file_in_use(result: Any, in_flight: set[object], token: object) -> Iterable[bytes]:
-    end = getattr(result, "close", None)
+    end, use = getattr(result, "close", None), Use(in_flight, token)
 
     def close_file() -> None:
         try:
             if end is not None:
                 end()
         finally:
-            in_flight.discard(token)
+            use.end()
 
-    try:
+    with contextlib.suppress(
+        AttributeError
+    ):  # a C object: the server needs it as it is, so stop counting now
         result.close = close_file
-    except AttributeError:  # a C object: the server needs it as it is, so stop counting now
-        in_flight.discard(token)
     return result  # type: ignore[no-any-return]
 
 

@@ -901,7 +901,7 @@ class TestTheContractOfWSGI:
 
         door = ScaleZeroMiddleware(app, ScriptedProvider(UP))
         result = door(environ_of(), lambda *_: lambda _: None)
-        assert iter(result) is made
+        assert type(iter(result)) is itertools.chain  # no Python code runs for a piece
 
     def test_a_generator_that_is_closed_before_it_is_read(self) -> None:
         def app(environ: Environ, start_response: Any) -> Iterator[bytes]:
