@@ -10,7 +10,8 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -76,43 +77,39 @@ class Caller(NamedTuple):
 
 
 class _Places:
-    """The places in which this process's requests wait."""
+    """The places in which this process's requests wait.
 
-    __slots__ = ("_lock", "by_function", "taken")
+    :ivar tokens: one for each request that waits. Whoever takes a place pops its token in a ``finally`` of
+        its own: that is one call of C code, so no exception from outside can come before it.
+    """
+
+    __slots__ = ("_lock", "tokens")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.taken = 0
-        self.by_function: dict[Function, int] = {}
+        self.tokens: dict[object, Function] = {}
 
-    @contextlib.contextmanager
-    def place(
-        self, function: Function, room: int | Callable[[], int], of_function: int | None
-    ) -> Iterator[bool]:
-        """Hold a place during the block; yield whether one was free.
+    def take(
+        self, token: object, function: Function, room: int | Callable[[], int], of_function: int | None
+    ) -> bool:
+        """Take a place, if one is free, and return whether one was.
 
         :param room: how many places there are, at least one. A callable inspects the server: it is called
             only if somebody waits.
         :param of_function: how many places there are for the function; ``None`` for no limit.
         """
-        taken = False
-        try:
-            with self._lock:
-                here = self.by_function.get(function, 0)
-                full = self.taken > 0 and self.taken >= (room() if callable(room) else room)
-                taken = not full and (of_function is None or here < of_function)
-                # No call from here to the counts: what ends a request from outside comes between two calls.
-                if taken:
-                    self.taken += 1
-                    self.by_function[function] = here + 1
-            yield taken
-        finally:
-            if taken:
-                with self._lock:
-                    self.taken -= 1
-                    self.by_function[function] -= 1
-                    if not self.by_function[function]:
-                        del self.by_function[function]
+        with self._lock:
+            taken = len(self.tokens)
+            if taken and taken >= (room() if callable(room) else room):
+                return False
+            if of_function is not None and self.count(function) >= of_function:
+                return False
+            self.tokens[token] = function
+            return True
+
+    def count(self, function: Function) -> int:
+        """Return how many requests wait for the function."""
+        return list(self.tokens.values()).count(function)
 
 
 class RequestQueue:
@@ -185,8 +182,9 @@ class RequestQueue:
         """
         settings = self._settings
         room, of_function = settings.max_waiting or caller.room, settings.max_waiting_per_function
-        with self._places.get().place(function, room, of_function) as taken:
-            if not taken:
+        places, token = self._places.get(), object()
+        try:
+            if not places.take(token, function, room, of_function):
                 return self._without_a_place(function, caller, since)
             with caller.without_slot():
                 try:
@@ -198,6 +196,8 @@ class RequestQueue:
                 except (NotAvailable, ProviderError) as error:
                     return self._give_up(function, caller, since, error)
                 return meta
+        finally:
+            places.tokens.pop(token, None)
 
     def _give_up(
         self, function: Function, caller: Caller, since: float, error: NotAvailable | ProviderError
@@ -326,11 +326,11 @@ class RequestQueue:
     def waiting(self, function: Function | None = None) -> int:
         """Return how many requests wait in this process, for one function or in all."""
         places = self._places.get()
-        return places.taken if function is None else places.by_function.get(function, 0)
+        return len(places.tokens) if function is None else places.count(function)
 
     def by_function(self) -> dict[Function, int]:
         """Return how many requests wait in this process, for each function."""
-        return dict(self._places.get().by_function)
+        return dict(Counter(list(self._places.get().tokens.values())))
 
     def report(self, worker: str) -> WorkerReport:
         """Return the report of what this worker does, for its peers."""

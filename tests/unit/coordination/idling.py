@@ -25,6 +25,7 @@ from tests.unit.coordination.simulation import (
     EngineWire,
     SimulatedFleet,
     Simulation,
+    Task,
     Wire,
     Worker,
 )
@@ -33,18 +34,30 @@ IDLE_AFTER = 0.2
 PACE = 0.05
 EXPIRY, STALE_FOR = 0.1, 1.0
 SILENT_AFTER = 0.8
+OWN = ("heartbeat", "idler")
+"""The threads that a worker has beside its requests'."""
 
 
 class IdlingSimulation(Simulation):
+    """
+    :ivar calm: whether nobody dies and nothing is lost, so that each use is known until it is old.
+    :ivar used_until: when the last request ended that the function has served.
+    """
+
     def __init__(self, delay: float, lag: float, latency: float) -> None:
         super().__init__(delay, lag, latency)
         self.engine: Any = StoppableEngine(self, delay, lag)
         self.requests: list[Request] = []
+        self.calm = False
+        self.used_until = -math.inf
 
     def worker(self) -> IdlingWorker:
         worker = IdlingWorker(self, f"w{next(self._numbers)}")
         self.workers.append(worker)
         return worker
+
+    def runnable(self) -> list[Task]:
+        return [task for task in super().runnable() if not (task.name in OWN and task.worker.late)]
 
     def crash(self, worker: Worker) -> None:
         super().crash(worker)
@@ -64,22 +77,38 @@ class IdlingSimulation(Simulation):
 
 class StoppableEngine:
     """A function that starts when it is told to, and whose requests are cut when it is stopped. For ``lag``
-    seconds it shows what was before."""
+    seconds it shows what was before.
+
+    :ivar history: when it was started and stopped.
+    :ivar changes: how often another writer has changed it, who is seen at once.
+    """
 
     def __init__(self, simulation: IdlingSimulation, delay: float, lag: float) -> None:
         self._simulation = simulation
         self._delay, self._lag = delay, lag
         self.history: list[tuple[float, int]] = [(-math.inf, 0)]
+        self.changes = 0
+        self._count, self._version = 1, 0
 
     def set(self, replicas: int) -> None:
         if (replicas > 0) == (self.history[-1][1] > 0):
             return
-        self.history.append((self._simulation.clock(), replicas))
+        simulation = self._simulation
+        self.history.append((simulation.clock(), replicas))
+        self._count = 1
         if replicas == 0:
-            for request in self._simulation.requests:
+            for request in simulation.requests:
                 if request.served and not request.may_be_cut():
-                    self._simulation.ledger.wrong.append(f"a request of {request.worker.name} was cut")
+                    simulation.ledger.wrong.append(f"a request of {request.worker.name} was cut")
                 request.cut = request.served
+            if simulation.calm and simulation.clock() < simulation.used_until + IDLE_AFTER:
+                simulation.ledger.wrong.append("it was stopped soon after its last use")
+
+    def change(self, count: int) -> None:
+        """Be another writer, who scales it or rolls a new version out."""
+        if self.replicas:
+            self.changes += 1
+            self._count, self._version = count, self._version + 1
 
     @property
     def replicas(self) -> int:
@@ -94,9 +123,11 @@ class StoppableEngine:
         since, replicas = next(each for each in reversed(self.history) if each[0] + self._lag <= now)
         if not replicas:
             return ZERO
+        count, labels = self._count, {"version": str(self._version)}
         if now < since + self._delay + self._lag:
-            return STARTING
-        return replace(UP, endpoint=self.address_of(since))
+            return replace(STARTING, replicas=count, labels=labels)
+        address = self.address_of(since)
+        return replace(UP, replicas=count, available_replicas=count, labels=labels, endpoint=address)
 
     @staticmethod
     def address_of(started_at: float) -> str:
@@ -168,7 +199,7 @@ class IdlingWorker(Worker):
     def __init__(self, simulation: IdlingSimulation, name: str) -> None:
         self.simulation = simulation
         self.name = name
-        self.dead = self.stopped = False
+        self.dead = self.stopped = self.late = False
         self.flights = []
         self.waiting = {}
         clock = simulation.clock
@@ -302,6 +333,7 @@ class Request:
         self.served = True
         self.serve()
         self.served = False
+        simulation.used_until = simulation.clock()
         state.in_flight.discard(self)
         return True
 
@@ -361,12 +393,28 @@ class DrainingWire(Wire):
 
 
 class StoppingWire(EngineWire):
+    """A worker's way to the provider.
+
+    What another writer changes between a drain's first look and its last must stand.
+    """
+
     def list_functions(self) -> list[Function]:
         return [HELLO]
+
+    def get_replicas(self, name: str, namespace: str) -> ReplicaStatus:
+        simulation = self._worker.simulation
+        simulation.stop()
+        task = simulation.task()
+        task.looks.append(simulation.engine.changes)  # type: ignore[attr-defined]
+        status = simulation.engine.get()
+        simulation.sleep(simulation.latency)
+        return status
 
     def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
         simulation = self._worker.simulation
         if replicas:
             simulation.stop()
+        elif len(set(simulation.task().looks)) > 1:
+            simulation.ledger.wrong.append("another writer's change was undone")
         simulation.engine.set(replicas)  # type: ignore[arg-type]
         simulation.sleep(simulation.latency)

@@ -53,6 +53,7 @@ class Task:
 
     :ivar call: of the store, before or after which it has stopped.
     :ivar held: whether it does not go on, however ready it is.
+    :ivar looks: what it has seen of the engine, see there.
     """
 
     worker: Worker
@@ -63,6 +64,7 @@ class Task:
     confirmed: Lease | None = None
     body: greenlet.greenlet | None = None
     held: bool = False
+    looks: list[int] = field(default_factory=list)
 
 
 class Simulation:
@@ -169,13 +171,16 @@ class Simulation:
 
 
 class Worker:
-    """A process: its threads, and what they have in common."""
+    """A process: its threads, and what they have in common.
+
+    :ivar stopped: whether it is suspended.
+    :ivar late: whether its own threads do not get to run, and its requests do.
+    """
 
     def __init__(self, simulation: Simulation, name: str) -> None:
         self.simulation = simulation
         self.name = name
-        self.dead = False
-        self.stopped = False
+        self.dead = self.stopped = self.late = False
         self.flights: list[Flight[FunctionMeta]] = []
         self.waiting: dict[Function, int] = {}  # as it reports them
         clock = simulation.clock

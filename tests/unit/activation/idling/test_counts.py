@@ -222,12 +222,15 @@ CASES = [
     for kind in ("whole", "streamed", "generated", "file", "breaks", "raises", "replayed", "replayed-late")
     for warm in (True, False)
 ]
+LATE = Case("late", warm=False)
+"""One that waits in vain."""
 ERRORS = [SystemExit, GeneratorExit, RuntimeError, ConnectionError]
 
 
 def cut_at_every_step(case: Case, error: type[BaseException]) -> int:
     """Cut requests of one kind, until one goes through whole. Return how many were."""
-    site = Site()
+    site = Site(max_wait=0.02 if case is LATE else 30.0)
+    site.engine.slow = case is LATE
     names = (f"f{number}" for number in itertools.count())
 
     def path() -> str:
@@ -259,7 +262,7 @@ CUT_STARTS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 @CUT_STARTS
 @pytest.mark.soak
 @pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, LATE], ids=str)
 def test_a_request_that_is_cut_at_any_step_leaves_nothing(case: Case, error: type[BaseException]) -> None:
     print(case, error.__name__, cut_at_every_step(case, error))
 
