@@ -28,6 +28,8 @@ class ReplicaStatus:
     :param endpoint: the function's base URL, if the provider knows it.
     :param failure: why the function cannot start; ``None`` while it still may. It is logged, and sent to
         clients only with the setting ``expose_failures``.
+    :param paused: whether it is at zero by being paused: it keeps its memory, goes on when it is scaled up,
+        and is stopped when it is scaled to zero.
 
     :raises ValueError: if a count is negative or not an integer.
     """
@@ -40,6 +42,7 @@ class ReplicaStatus:
     annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
     endpoint: str | None = None
     failure: str | None = None
+    paused: bool = False
 
     def __post_init__(self) -> None:
         for name in ("replicas", "available_replicas", "min_replicas", "max_replicas"):

@@ -70,6 +70,22 @@ class ListingProvider(Provider, Protocol):
 
 
 @runtime_checkable
+class PausingProvider(Provider, Protocol):
+    """A provider that can take a function to zero and keep its memory.
+
+    Of a paused function ``get_replicas`` returns no replicas, none of them available, and ``paused``, for a
+    request to it would hang. ``set_replicas`` lets it go on with 1 or more, and ends it with 0.
+    """
+
+    def pause(self, name: str, namespace: str) -> None:
+        """Pause every replica, and return when none of them runs any more. Idempotent; nothing at zero.
+
+        :raises FunctionNotFound: the provider does not know the function.
+        :raises ProviderError: it was not paused.
+        """
+
+
+@runtime_checkable
 class LearningProvider(Provider, Protocol):
     """A provider that answers from memory, and needs to know what those of other workers answered."""
 

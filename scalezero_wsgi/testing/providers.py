@@ -26,7 +26,13 @@ from ..model import (
     ReplicaStatus,
     ScaleZeroError,
 )
-from ..providers.base import ListingProvider, NamespacedProvider, Provider, WatchingProvider
+from ..providers.base import (
+    ListingProvider,
+    NamespacedProvider,
+    PausingProvider,
+    Provider,
+    WatchingProvider,
+)
 
 HOSTILE_NAMES = (
     "",
@@ -250,6 +256,31 @@ class ProviderContract:
         bench.scale(1)
         status = bench.status()
         assert (status.replicas, _is_available(status)) == (1, True)
+
+    def test_a_paused_function_is_at_zero_until_it_is_scaled_up(self, bench: ProviderBench) -> None:
+        """It says that it is paused, serves at once when it is resumed, and can be stopped without that."""
+        provider = bench.provider
+        if not isinstance(provider, PausingProvider):
+            return
+        bench.reset()
+        provider.pause(*bench.ready)
+        assert not bench.until(_is_at_zero).paused, "a function at zero was paused"
+        bench.scale(bench.status().first_replicas)
+        replicas = bench.until(_is_available).replicas
+        for _ in range(2):
+            provider.pause(*bench.ready)
+            status = bench.status()
+            assert _is_at_zero(status)
+            assert status.paused
+        bench.scale(status.first_replicas)
+        status = bench.until(_is_available)
+        assert (status.replicas, status.paused) == (replicas, False)
+        if status.endpoint is not None:
+            address = urlsplit(status.endpoint)
+            socket.create_connection((str(address.hostname), address.port or 80), 5).close()
+        provider.pause(*bench.ready)
+        bench.reset()
+        assert not bench.status().paused
 
     def test_bounds_are_told(self, bench: ProviderBench) -> None:
         """They are the engine's minimum and maximum."""

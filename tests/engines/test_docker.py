@@ -18,6 +18,7 @@ import pytest
 
 from scalezero_wsgi import Function, FunctionNotFound, ReplicaStatus
 from scalezero_wsgi.providers import DockerProvider
+from scalezero_wsgi.providers.base import PausingProvider
 from scalezero_wsgi.testing import ProviderBench, ProviderContract
 from tests.engines.docker_box import PREFIX, Box, after, shell
 from tests.engines.docker_fakes import refusing_engine, silent_engine
@@ -136,6 +137,16 @@ class TestPausedContainer(ProviderContract):
         with docker_bench(box, provider, Function("nap", "dev")) as bench:
             yield bench
 
+    def test_a_paused_function_is_at_zero_until_it_is_scaled_up(self, bench: ProviderBench) -> None:
+        """It is not said to be paused: by its label this is as far as it goes."""
+        bench.scale(1)
+        bench.until(lambda status: status.available_replicas > 0)
+        assert isinstance(bench.provider, PausingProvider)
+        bench.provider.pause(*bench.ready)
+        assert (bench.status().replicas, bench.status().paused) == (0, False)
+        bench.scale(1)
+        bench.until(lambda status: status.available_replicas > 0)
+
 
 def compose(service: str, number: int = 1, **labels: str) -> dict[str, str]:
     """The labels that Compose gives."""
@@ -250,10 +261,39 @@ def test_what_was_paused_by_hand_is_woken(box: Box, named: Named) -> None:
     named.until_available("a")
     box.api.pause(f"{PREFIX}a")
     assert named.counts("a") == (0, 0)
-    named.scale("a", 0)
-    assert box.state("a") == "paused"
     named.scale("a", 1)
     assert named.counts("a") == (1, 1)
+
+
+def test_a_paused_container_that_is_stopped_ends_in_order(box: Box, provider: DockerProvider) -> None:
+    """By its own signal, long before it would be killed."""
+    box.add("a", shell("trap 'exit 5' TERM; while :; do $b sleep 0.1; done"), stop_timeout=60)
+    a = f"{PREFIX}a", ""
+    provider.set_replicas(*a, 1)
+    provider.pause(*a)
+    assert box.state("a") == "paused"
+    assert provider.get_replicas(*a).paused
+    provider.set_replicas(*a, 0)
+    assert (box.state("a"), box.wait("a")) == ("exited", 5)
+    assert not provider.get_replicas(*a).paused
+    provider.pause(*a)
+    assert box.state("a") == "exited"
+
+
+def test_all_containers_of_a_service_are_paused(box: Box, provider: DockerProvider) -> None:
+    for number in (1, 2):
+        box.add(f"web-{number}", labels=compose("web", number))
+    web = "web", "shop"
+    provider.set_replicas(*web, 1)
+    provider.pause(*web)
+    assert [box.state(name) for name in ("web-1", "web-2")] == ["paused", "created"]
+    assert provider.get_replicas(*web).paused
+    provider.set_replicas(*web, 2)
+    until(lambda: provider.get_replicas(*web).available_replicas == 2)
+    provider.pause(*web)
+    assert [box.state(name) for name in ("web-1", "web-2")] == ["paused", "paused"]
+    provider.set_replicas(*web, 0)
+    assert [box.state(name) for name in ("web-1", "web-2")] == ["exited", "exited"]
 
 
 def test_while_it_is_being_stopped_it_is_at_zero_and_can_be_woken(box: Box, named: Named) -> None:
@@ -670,6 +710,26 @@ def test_no_request_is_lost_when_a_container_becomes_idle(box: Box, tmp_path: Pa
             pause *= 0.9 if restarted else 1.1
     print(f"\ndocker: of {cycles} requests at the boundary {waited} waited for a restart")
     assert waited
+
+
+def test_an_idle_container_is_paused_woken_and_stopped_in_the_end(box: Box, tmp_path: Path) -> None:
+    labels = {"scalezero.ready": "/", "scalezero.idle-action": "pause after 500ms, stop after 4s"}
+    box.add("a", labels=labels)
+    took = []
+    with site(box, tmp_path / "log", "-w", "2", "--threads", "8", SCALEZERO_IDLE_AFTER="1h") as server:
+        for _ in range(6):
+            since, begun = time.time(), time.monotonic()
+            assert server.get(f"/function/{PREFIX}a/").status_code == 200, server.log
+            took.append(time.monotonic() - begun)
+            until(lambda since=since: box.events(since, "pause") == ["a"])  # type: ignore[misc]
+            assert box.state("a") == "paused"
+        paused_at = time.time()
+        until(lambda: box.state("a") == "exited")
+        figures = ", ".join(f"{1000 * each:.0f}" for each in took)
+        later = time.time() - paused_at
+        print(f"\ndocker, paused: ms to the first answer {figures}; stopped {later:.1f} s later, of 3.5 s")
+        assert later >= 2.0
+        assert server.get(f"/function/{PREFIX}a/").status_code == 200, server.log
 
 
 @pytest.mark.parametrize("ready", ["/", "tcp"])

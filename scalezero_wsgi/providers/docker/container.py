@@ -146,6 +146,11 @@ class Container:
         return _one_of(self.labels, _MODE, ("stop", "pause"), "stop") == "pause"
 
     @property
+    def paused(self) -> bool:
+        """Whether it is paused, and would be stopped if it were to go to zero."""
+        return self.state == "paused" and not self.pauses
+
+    @property
     def ready_path(self) -> str | None:
         """The path that must answer; ``None``: the port must take a connection."""
         value = self.labels.get(_READY, "tcp")

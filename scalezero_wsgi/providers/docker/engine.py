@@ -82,8 +82,12 @@ class DockerEngine:
         _all_at_once(self._start, containers)
 
     def stop(self, containers: Sequence[Container]) -> None:
-        """Stop or pause them, all at once; return when they have ended."""
-        _all_at_once(self._stop, containers)
+        """Stop them, or pause those whose label says so, all at once; return when they have ended."""
+        _all_at_once(lambda each: self._halt(each, pause=each.pauses), containers)
+
+    def pause(self, containers: Sequence[Container]) -> None:
+        """Pause them, all at once. One that waits for its next restart is stopped: it cannot be paused."""
+        _all_at_once(lambda each: self._halt(each, pause=True), containers)
 
     def _deadline(self) -> float:
         return time.monotonic() + self._clients.timeout
@@ -148,7 +152,7 @@ class DockerEngine:
         if now.failure is None:
             raise CannotStart(IMAGE_MISSING) if isinstance(error, ImageNotFound) else error
 
-    def _stop(self, container: Container) -> None:
+    def _halt(self, container: Container, pause: bool) -> None:
         from docker.errors import APIError
 
         stopping = self._stopping.get()
@@ -157,13 +161,13 @@ class DockerEngine:
             with self._clients.use() as client:
                 try:
                     # The engine refuses to pause what waits for its next restart.
-                    if container.pauses and container.state == "running":
+                    if pause and container.state == "running":
                         client.api.pause(container.id)
                     else:
                         client.api.stop(container.id, timeout=container.grace)
                 except APIError:
                     now = self._inspect(container.id, self._deadline())
-                    if now is not None and now.runs:
+                    if now is not None and (now.runs or (now.paused and not pause)):
                         raise
         finally:
             stopping.discard(container.id)

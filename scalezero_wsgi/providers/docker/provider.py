@@ -5,8 +5,8 @@ a Compose service with all its containers, whose namespace is the project. Conta
 never made or removed. More labels, all of them optional:
 
 ``scalezero.mode``
-    ``stop`` (the default) or ``pause``: how it goes to zero. A paused container keeps its memory and wakes
-    in milliseconds.
+    ``stop`` (the default) or ``pause``: what is done when it is scaled to zero, by whomever. A paused
+    container keeps its memory and wakes in milliseconds. The middleware's ``idle_action`` can do that, too.
 ``scalezero.ready``
     What must answer before it counts as available: a path, with 2xx or 3xx to a GET, or ``tcp``: the port
     takes a connection. The default is ``tcp``, or nothing where there is a healthcheck. It is asked once per
@@ -117,8 +117,8 @@ class DockerProvider:
         """Start or unpause containers, or stop or pause them, until so many run.
 
         :param replicas: 1 or more: start the function and its group, those first that others come after,
-            which are waited for; not waited for is that the function itself is ready. 0: stop, and return
-            when it has ended: killed after the container's own grace if need be.
+            which are waited for; not waited for is that the function itself is ready. 0: stop, paused ones
+            too, and return when it has ended: killed after the container's own grace if need be.
         :raises FunctionNotFound: the engine has no such container.
         :raises ProviderError: the engine refused, or a label's value is not allowed. That the start cannot
             succeed is no error here; it is the status's ``failure``.
@@ -126,15 +126,25 @@ class DockerProvider:
         function = Function(name, namespace)
         containers = self._engine.find(function)
         running = [each for each in containers if self._engine.runs(each)]
-        self._engine.stop(running[max(0, replicas) :])
         if replicas < 1:
+            self._engine.stop(running + [each for each in containers if each.paused])
             return
+        self._engine.stop(running[replicas:])
         self._blocked.pop(function)
         try:
             self._wake(function, containers, replicas)
         except CannotStart as blocked:
             _log.warning("function %s cannot start: %s", function, blocked)
             self._blocked.set(function, str(blocked))
+
+    def pause(self, name: str, namespace: str) -> None:
+        """Pause all containers that run: they keep memory and connections, and take no time of the processor.
+
+        :raises FunctionNotFound: the engine has no such container.
+        :raises ProviderError: the engine refused, or a label's value is not allowed.
+        """
+        containers = self._engine.find(Function(name, namespace))
+        self._engine.pause([each for each in containers if self._engine.runs(each)])
 
     def wait_for_change(
         self, name: str, namespace: str, seen: ReplicaStatus, timeout: float
@@ -224,6 +234,7 @@ class DockerProvider:
             labels=containers[0].labels,
             endpoint=address.url if address is not None else None,
             failure=failure,
+            paused=not running and any(each.paused for each in containers),
         )
 
     # -- the start

@@ -102,11 +102,12 @@ class ProcessProvider:
         return self._status(key, self._observe(key))
 
     def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
-        """Start the process, or stop it.
+        """Start the process or let a paused one go on, or stop it.
 
         :param replicas: 1 or more: start it unless it runs, and return without waiting until it is
-            ready. While an old process is still being stopped, its end is waited for first. 0: stop it,
-            and return when it and its children are gone, killed after the grace if need be.
+            ready. A paused one is replaced if its settings have changed since its start. While an old
+            process is still being stopped, its end is waited for first. 0: stop it, and return when it and
+            its children are gone, killed after the grace if need be.
         :raises FunctionNotFound: it was not configured.
         :raises ProviderError: the state cannot be read or written, or the process cannot be killed. A
             command that cannot be started is no error here; it is the status's ``failure``.
@@ -117,6 +118,21 @@ class ProcessProvider:
         else:
             while (kill_at := self._start(key)) is not None:
                 _raise_first(self._await_stop({key: kill_at}))
+
+    def pause(self, name: str, namespace: str) -> None:
+        """Halt the process and its children, by SIGSTOP: they keep memory, files and connections, and take no
+        time of the processor.
+
+        :raises FunctionNotFound: it was not configured.
+        :raises ProviderError: the state cannot be read or written.
+        """
+        key = self._known(name, namespace)
+        with self._states.locked(key):
+            state = self._settle(key)
+            if state.phase in (Phase.STARTING, Phase.READY):
+                # First: if this worker died in between, a process that is halted would count as available.
+                self._states.write(key, state.paused())
+                state.process.signal(signal.SIGSTOP)
 
     def wait_for_change(
         self, name: str, namespace: str, seen: ReplicaStatus, timeout: float
@@ -251,7 +267,7 @@ class ProcessProvider:
             text = "exited"
         else:
             text = f"exited with status {code}" if code >= 0 else f"was ended by signal {-code}"
-        if state.phase is Phase.READY:
+        if state.phase in (Phase.READY, Phase.PAUSED):
             return text
         last = self._states.last_lines(key)
         return f"{text} before it was ready" + (f": {last}" if last else "")
@@ -259,13 +275,16 @@ class ProcessProvider:
     # -- start and stop
 
     def _start(self, key: Function) -> float | None:
-        """Start the process unless it runs.
+        """Start the process unless it runs, or let it go on.
 
         :return: when an old one that is being stopped will be killed; ``None`` if there is none.
         """
         with self._states.locked(key):
             state = self._settle(key)
-            if not state.runs:
+            if state.phase is Phase.PAUSED:
+                state = self._end(key, state) if self._is_changed(key) else self._resume(state)
+                self._states.write(key, state)
+            elif not state.runs:
                 state = self._launch(key, state)
                 try:
                     self._states.write(key, state)
@@ -273,6 +292,10 @@ class ProcessProvider:
                     state.process.signal(signal.SIGKILL)
                     raise
             return state.kill_at if state.phase is Phase.STOPPING else None
+
+    def _resume(self, state: ProcessState) -> ProcessState:
+        state.process.signal(signal.SIGCONT)
+        return state.resumed(time.monotonic())
 
     def _launch(self, key: Function, state: ProcessState) -> ProcessState:
         function = self._functions[key]
@@ -323,14 +346,19 @@ class ProcessProvider:
             state = self._settle(key)
             if not state.runs:
                 return None
-            stop = (self._states.started_with(key) or self._settings(key)).stop
             if state.phase is not Phase.STOPPING:
-                state.process.signal(stop.signum)
-                state = state.stopping(time.monotonic() + stop.grace)
+                state = self._end(key, state)
             # Not from the beginning of it all: another function's lock may have taken that time.
             state = state.stopping(time.monotonic() + within)
             self._states.write(key, state)
             return state.kill_at
+
+    def _end(self, key: Function, state: ProcessState) -> ProcessState:
+        stop = (self._states.started_with(key) or self._settings(key)).stop
+        state.process.signal(stop.signum)
+        if state.phase is Phase.PAUSED:  # it is to take the signal, before it does anything else
+            state.process.signal(signal.SIGCONT)
+        return state.stopping(time.monotonic() + stop.grace)
 
     def _await_stop(self, kill_at: Mapping[Function, float]) -> list[ProviderError]:
         """Wait until they are gone, and return what went wrong."""

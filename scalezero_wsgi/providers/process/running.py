@@ -18,7 +18,7 @@ from .state import Phase
 class Running:
     """A process that runs a function.
 
-    :param age: seconds since it was started.
+    :param age: seconds since it was started, or resumed.
     :param log: the file that has what it wrote.
     """
 

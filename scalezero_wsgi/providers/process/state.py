@@ -11,6 +11,10 @@
        │         gone              ▼                      │
        └─────────────────────── STOPPING ◀────────────────┘
 
+    STARTING, READY ── paused ──▶ PAUSED ── resumed ──▶ STARTING
+                                    │ └──── stopping ─▶ STOPPING
+                                    └────── exited ───▶ STOPPED
+
 A process that is not ready in time is stopped, as one that nobody needs any more is. A launch that fails
 stays STOPPED, with the reason as its failure.
 """
@@ -38,14 +42,17 @@ class Phase(Enum):
     """It runs and has not answered yet."""
     READY = "ready"
     """It has answered."""
+    PAUSED = "paused"
+    """It has been halted, with all its children, and keeps its memory."""
     STOPPING = "stopping"
     """It was asked to end, and is killed if it does not."""
 
 
 TRANSITIONS = {
     Phase.STOPPED: frozenset({Phase.STOPPED, Phase.STARTING}),
-    Phase.STARTING: frozenset({Phase.READY, Phase.STOPPING, Phase.STOPPED}),
-    Phase.READY: frozenset({Phase.STOPPING, Phase.STOPPED}),
+    Phase.STARTING: frozenset({Phase.READY, Phase.PAUSED, Phase.STOPPING, Phase.STOPPED}),
+    Phase.READY: frozenset({Phase.PAUSED, Phase.STOPPING, Phase.STOPPED}),
+    Phase.PAUSED: frozenset({Phase.STARTING, Phase.STOPPING, Phase.STOPPED}),
     Phase.STOPPING: frozenset({Phase.STOPPING, Phase.STOPPED}),
 }
 """Which phases may follow each. STOPPING follows itself when its kill is brought forward."""
@@ -58,7 +65,7 @@ class ProcessState:
     Times are ``time.monotonic()`` in seconds, which all processes of one host have in common.
 
     :param process: the process; ``NO_PROCESS`` while STOPPED.
-    :param started_at: when it was launched.
+    :param started_at: when it was launched, or resumed.
     :param kill_at: while STOPPING, when it is killed if it still runs.
     :param failure: why it does not run, or is being stopped; fit for the operator, not for clients.
     """
@@ -83,6 +90,15 @@ class ProcessState:
     def answered(self) -> Self:
         """Return the state of a process that has answered."""
         return self._to(Phase.READY)
+
+    def paused(self) -> Self:
+        """Return the state of a process that is halted."""
+        return self._to(Phase.PAUSED)
+
+    def resumed(self, now: float) -> Self:
+        """Return the state of a process that goes on: it is to answer once more, for much may have gone on
+        without it."""
+        return self._to(Phase.STARTING, started_at=now)
 
     def exited(self, failure: str) -> Self:
         """Return the state after a process that ended although nobody asked it to."""
@@ -136,13 +152,16 @@ class ProcessState:
         if self.phase in (Phase.STARTING, Phase.READY):
             available = int(self.phase is Phase.READY)
             return ReplicaStatus(1, available, max_replicas=1, endpoint=f"http://{HOST}:{self.port}")
-        return ReplicaStatus(0, 0, max_replicas=1, failure=self.failure)
+        paused = self.phase is Phase.PAUSED
+        return ReplicaStatus(0, 0, max_replicas=1, failure=self.failure, paused=paused)
 
     # -- on disk, as earlier releases have it: their workers may share the directory during an upgrade
 
     def to_file(self) -> dict[str, Any]:
         """Return the content of the state's file."""
-        return {
+        # Not "false" of the others: an earlier release reads no file with a key that it does not know.
+        paused = {"paused": True} if self.phase is Phase.PAUSED else {}
+        return paused | {
             "pid": self.process.pid,
             "started": self.process.started,
             "port": self.port,
@@ -171,10 +190,12 @@ class ProcessState:
         ready: bool = False,
         stop_by: float | None = None,
         failure: str | None = None,
+        paused: bool = False,
     ) -> Self:
         if not pid:
             return cls(failure=failure)
-        phase = Phase.STOPPING if stop_by is not None else Phase.READY if ready else Phase.STARTING
+        running = Phase.PAUSED if paused else Phase.READY if ready else Phase.STARTING
+        phase = running if stop_by is None else Phase.STOPPING
         return cls(
             phase, ProcessId(pid, started), port, since, math.inf if stop_by is None else stop_by, failure
         )

@@ -29,7 +29,12 @@ from scalezero_wsgi import (
     SettingError,
 )
 from scalezero_wsgi.providers import DockerProvider, make_provider
-from scalezero_wsgi.providers.base import DoubtingProvider, ListingProvider, WatchingProvider
+from scalezero_wsgi.providers.base import (
+    DoubtingProvider,
+    ListingProvider,
+    PausingProvider,
+    WatchingProvider,
+)
 from scalezero_wsgi.providers.docker import probe as docker_probe
 from scalezero_wsgi.providers.docker.client import DockerClients, engine_errors, engine_url
 from scalezero_wsgi.providers.docker.container import Container, Reach, function_of
@@ -148,7 +153,7 @@ def provider(fake: Fake) -> Iterator[DockerProvider]:
 
 
 def test_it_can_all_that_a_provider_can() -> None:
-    for protocol in (WatchingProvider, ListingProvider, DoubtingProvider):
+    for protocol in (WatchingProvider, ListingProvider, DoubtingProvider, PausingProvider):
         assert isinstance(DockerProvider("tcp://127.0.0.1:1"), protocol)
 
 

@@ -16,11 +16,14 @@ STOPPED = ProcessState()
 STARTING = STOPPED.launched(PROCESS, 8081, now=100.0)
 READY = STARTING.answered()
 STOPPING = READY.stopping(kill_at=110.0)
-STATES = {state.phase: state for state in (STOPPED, STARTING, READY, STOPPING)}
+PAUSED = READY.paused()
+STATES = {state.phase: state for state in (STOPPED, STARTING, READY, PAUSED, STOPPING)}
 
 WAYS: dict[str, tuple[Callable[[ProcessState], ProcessState], Phase]] = {
     "launched": (lambda state: state.launched(PROCESS, 8081, now=100.0), Phase.STARTING),
     "answered": (ProcessState.answered, Phase.READY),
+    "paused": (ProcessState.paused, Phase.PAUSED),
+    "resumed": (lambda state: state.resumed(now=130.0), Phase.STARTING),
     "stopping": (lambda state: state.stopping(kill_at=120.0), Phase.STOPPING),
     "exited": (lambda state: state.exited("why"), Phase.STOPPED),
 }
@@ -42,11 +45,16 @@ def test_what_is_told_of_each() -> None:
     assert STOPPED.status() == STOPPING.status() == ReplicaStatus(0, 0, max_replicas=1)
     assert STARTING.status() == ReplicaStatus(1, 0, max_replicas=1, endpoint=endpoint)
     assert READY.status() == ReplicaStatus(1, 1, max_replicas=1, endpoint=endpoint)
+    assert PAUSED.status() == ReplicaStatus(0, 0, max_replicas=1, paused=True)
     assert STARTING.exited("why").status() == ReplicaStatus(0, 0, max_replicas=1, failure="why")
 
 
 def test_when_something_has_to_happen() -> None:
-    assert [state.due(30.0) for state in STATES.values()] == [math.inf, 130.0, math.inf, 110.0]
+    assert [state.due(30.0) for state in STATES.values()] == [*(math.inf, 130.0, math.inf, math.inf, 110.0)]
+
+
+def test_one_that_goes_on_has_its_time_to_answer_anew() -> None:
+    assert PAUSED.resumed(now=500.0).due(30.0) == 530.0
 
 
 def test_a_kill_is_brought_forward_and_never_put_off() -> None:
@@ -72,5 +80,6 @@ def test_the_file_has_the_form_of_earlier_releases() -> None:
     }
     for state in (*STATES.values(), STARTING.exited("why")):
         assert ProcessState.from_file(state.to_file()) == state
+    assert PAUSED.to_file().keys() - STOPPING.to_file().keys() == {"paused"}
     # Earlier releases leave "ready" as it was when a process is asked to stop.
     assert ProcessState.from_file(STOPPING.to_file() | {"ready": True}) == STOPPING
