@@ -120,6 +120,13 @@ class FunctionStopped(FunctionEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class FunctionPaused(FunctionEvent):
+    """The function was idle and is paused; this took ``after`` seconds from the decision on."""
+
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
 class DrainCancelled(FunctionEvent):
     """The function was to be stopped, and is not, for ``reason``."""
 
@@ -194,6 +201,8 @@ def _describe(event: Event) -> tuple[int, str]:
             return logging.INFO, f"{function}: idle for {idle_for:.0f} s, would be scaled to zero"
         case FunctionStopped(function, after):
             return logging.INFO, f"{function}: idle, scaled to zero after {after:.3f} s"
+        case FunctionPaused(function, after):
+            return logging.INFO, f"{function}: idle, paused after {after:.3f} s"
         case DrainCancelled(function, reason):
             return logging.INFO, f"{function}: not scaled to zero: {reason}"
         case StopRefused(function, reason, retry_after):

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from ._lib.durations import seconds
+from ._lib.idle_action import STOP, IdleAction, idle_action
 from ._lib.readers import count, file, one_of, optional, positive_duration, rate, switch
 from .activation.function_cache import MAXSIZE
 from .coordination import Coordination, make_coordination
@@ -57,6 +58,7 @@ class SettingKeywords(TypedDict, total=False):
     replay: bool
     idle_after: Duration | None
     idle_default: str
+    idle_action: str
     keep_warm: str | None
     stream_idle_after: Duration | None
     keep_alive_max: Duration
@@ -108,6 +110,9 @@ class Settings:
         workers meet, see ``coordination``.
     :param idle_default: which functions do: ``"labelled"``: those whose labels say so, ``"all"``: all that do
         not say otherwise.
+    :param idle_action: what is done then: ``"stop"``, ``"pause"`` (it keeps its memory; for providers that
+        can do that), or both such as ``"pause after 5m, stop after 1h"``. A time in the first step is taken
+        for ``idle_after``.
     :param keep_warm: hours such as ``"Mon-Fri 08:00-18:00 Europe/Berlin"`` in which the functions that may
         go to zero are up: see :mod:`scalezero_wsgi.schedule`. Only with ``idle_after``. The label
         ``scalezero.keep-warm`` says it for one function.
@@ -154,6 +159,7 @@ class Settings:
     replay: bool = True
     idle_after: float | None = None
     idle_default: str = "labelled"
+    idle_action: IdleAction = STOP
     keep_warm: str | None = None
     stream_idle_after: float | None = None
     keep_alive_max: float = 0.0
@@ -172,6 +178,8 @@ class Settings:
                 object.__setattr__(self, setting.name, _READERS[setting.name](value))
             except ValueError as error:
                 raise SettingError(f"{setting.name}: {error}") from None
+        if self.idle_action.after is not None:
+            object.__setattr__(self, "idle_after", self.idle_action.after)
         try:
             names = Names(self.names, self.default_namespace)
         except InvalidFunctionName:
@@ -388,6 +396,7 @@ _READERS: dict[str, Callable[[object], object]] = {
     "replay": switch,
     "idle_after": optional(positive_duration),
     "idle_default": one_of("labelled", "all"),
+    "idle_action": idle_action,
     "keep_warm": optional(_hours),
     "stream_idle_after": optional(positive_duration),
     "keep_alive_max": seconds,

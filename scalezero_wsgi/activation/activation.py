@@ -111,7 +111,7 @@ class Activation(Refresh):
         meta = self._state.meta
         self._was_suspect = meta is not None and meta.suspect
         self._since = max(since, meta.last_refresh) if meta is not None and meta.suspect else since
-        self._was_unavailable = False
+        self._was_unavailable = self._resumes = False
 
     # As a follower
 
@@ -143,7 +143,8 @@ class Activation(Refresh):
     def _arrive(self, meta: FunctionMeta) -> FunctionMeta:
         state, now = self._state, self._clock()
         if self._was_unavailable:
-            if not state.durations:  # a leader of an earlier release does not publish them
+            # A leader of an earlier release does not publish them.
+            if not state.durations and not self._resumes:
                 self._context.cache.set_durations(state, (now - self._begun,))
             self._context.report(FunctionReady(self._function, now - self._begun))
         elif self._was_suspect and state.came_up_at <= state.refuted_at:
@@ -174,7 +175,9 @@ class Activation(Refresh):
         seen: ReplicaStatus | None = None
         while True:
             # Queries are rare while nobody waits: assume that the start ended halfway through the last pause.
-            started_at = self._started_at + self._unwanted_for / 2 if self._was_unavailable else None
+            # How long a paused function takes to go on says nothing about its starts.
+            is_start = self._was_unavailable and not self._resumes
+            started_at = self._started_at + self._unwanted_for / 2 if is_start else None
             try:
                 meta = self._query(seen, started_at, solved=self._scaling is None)
             except ProviderError as error:
@@ -258,6 +261,7 @@ class Activation(Refresh):
         self._flight.trouble = None
         again = state.unseen_start(self._clock()) is not None
         self._phase, self._started_at, self._requested_at = Phase.REQUESTED, started_at, self._clock()
+        self._resumes = meta.status.paused
         self._requests += 1
         state.begin_start(self._requested_at)
         self._publish(meta)

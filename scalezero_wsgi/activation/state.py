@@ -79,6 +79,7 @@ class FunctionState:
     :ivar last_used: when a request was last passed down.
     :ivar refuted_at: the time of the last query whose answer the application found wrong.
     :ivar confirmed_at: when the provider last repeated "available" for a suspect entry.
+    :ivar paused_at: when it was first seen to be paused; minus infinity while it is not.
     :ivar durations: how long the last starts took, in seconds, the latest last.
     :ivar answered_in: how long the provider took for its last answer to this worker, in seconds.
     :ivar outage: the provider's outage for the function, if there is one; see :mod:`.outages`.
@@ -97,14 +98,14 @@ class FunctionState:
             "last_used",
             "meta",
         ),
-        *("missing_at", "outage", "page_asked_at", "refuted_at", "release_at", "start"),
+        *("missing_at", "outage", "page_asked_at", "paused_at", "refuted_at", "release_at", "start"),
     )
 
     def __init__(self, function: Function = Function("")) -> None:  # noqa: B008  immutable
         self.function = function
         self.meta: FunctionMeta | None = None
         self.missing_at = self.last_used = self.refuted_at = self.confirmed_at = NEVER
-        self.release_at = self.page_asked_at = NEVER
+        self.release_at = self.page_asked_at = self.paused_at = NEVER
         self.in_flight: set[object] = set()
         self.start: LastStart | None = None
         self.failure: LastFailure | None = None
@@ -127,6 +128,10 @@ class FunctionState:
 
         :param asked_at: when the provider was asked.
         """
+        if not status.paused:
+            self.paused_at = NEVER
+        elif self.paused_at == NEVER:
+            self.paused_at = asked_at
         start, before = self.start, self.meta
         available = status.available_replicas > 0
         if start is not None and start.up_at is None and asked_at >= start.at:
@@ -144,6 +149,11 @@ class FunctionState:
         before that time describe a replica that no longer exists."""
         start = self.start
         return NEVER if start is None or start.up_at is None else start.up_at
+
+    @property
+    def moved_at(self) -> float:
+        """The time at which the function was last seen to come up or to be paused; minus infinity: never."""
+        return max(self.came_up_at, self.paused_at)
 
     def unseen_start(self, now: float, within: float = STABLE) -> LastStart | None:
         """Return the start that was requested less than ``within`` seconds ago and that the provider does not
@@ -186,9 +196,10 @@ class FunctionState:
     # What the workers share about it
 
     def share(self, shared: SharedStatus, now: float) -> SharedStatus:
-        """Add the last start, the last failure and the durations to what is published."""
+        """Add the last start, the last failure, the durations and the pause to what is published."""
         start, failure = self.start, self.failure
-        shared = replace(shared, durations=self.durations)
+        paused_for = None if self.paused_at == NEVER else now - self.paused_at
+        shared = replace(shared, durations=self.durations, paused_for=paused_for)
         if failure is not None and now <= failure.retry_at + STABLE:
             left = failure.retry_at - now
             shared = replace(shared, failure=Failure(failure.count, failure.start, failure.reason, left))
@@ -198,7 +209,10 @@ class FunctionState:
         return shared
 
     def apply(self, shared: SharedStatus, now: float) -> None:
-        """Remember the starts and failures that another worker published."""
+        """Remember the starts, failures and pauses that another worker published."""
+        if shared.paused_for is not None:
+            since = now - shared.paused_for
+            self.paused_at = since if self.paused_at == NEVER else min(self.paused_at, since)
         if shared.start is not None:
             self._apply_start(shared.start, now)
         told, mine = shared.failure, self.failure

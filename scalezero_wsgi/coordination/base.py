@@ -107,6 +107,7 @@ class SharedStatus:
     :param trouble: the provider's error, while it fails.
     :param name: unique to this publication.
     :param durations: seconds that the last starts took, the latest last.
+    :param paused_for: seconds since it was first seen to be paused; ``None`` while it is not.
     """
 
     status: ReplicaStatus | None
@@ -116,6 +117,7 @@ class SharedStatus:
     trouble: ProviderFault | None = None
     name: str = ""
     durations: tuple[float, ...] = ()
+    paused_for: float | None = None
 
     @property
     def keep(self) -> float:
@@ -124,10 +126,11 @@ class SharedStatus:
 
     def after(self, passed: float) -> SharedStatus:
         """Return the status as it is ``passed`` seconds later: older, with less of the back-off left."""
-        failure, start, trouble = self.failure, self.start, self.trouble
+        failure, start, trouble, paused_for = self.failure, self.start, self.trouble, self.paused_for
         return replace(
             self,
             age=self.age + passed,
+            paused_for=None if paused_for is None else paused_for + passed,
             failure=failure and replace(failure, left=failure.left - passed),
             start=start and start.after(passed),
             trouble=trouble and replace(trouble, age=trouble.age + passed),

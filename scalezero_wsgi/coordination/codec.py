@@ -44,7 +44,11 @@ def unpack(text: str, passed: float) -> SharedStatus | None:
         values = json.loads(text)
         parts = {name: _make(kind, values.get(name)) for name, kind in _PARTS.items()}
         durations = tuple(map(_duration, values.get("durations", ())))
-        shared = SharedStatus(**parts, age=values["age"], name=values["name"], durations=durations)
+        told = values.get("paused_for")
+        paused_for = None if told is None else _duration(told)
+        shared = SharedStatus(
+            **parts, age=values["age"], name=values["name"], durations=durations, paused_for=paused_for
+        )
         return shared.after(max(0.0, passed))
     except (ValueError, LookupError, TypeError, AttributeError):
         return None

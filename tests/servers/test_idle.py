@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
@@ -25,6 +26,14 @@ CYCLES = int(os.environ.get("SCALEZERO_SOAK", "400"))
 FUNCTION = Path(__file__).with_name("idle_function.py")
 FUNCTIONS = 4
 IDLE_AFTER = 0.04
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left(tmp_path: Path) -> Iterator[None]:
+    """Functions outlive their server, and a paused one would for ever."""
+    yield
+    if (tmp_path / "idle" / "state").is_dir():
+        ProcessProvider({}, state_dir=tmp_path / "idle" / "state").stop_all(0)
 
 
 class Site:
@@ -47,6 +56,11 @@ class Site:
     def events(self) -> Counter[str]:
         lines = [line for path in self.files.glob("events.*") for line in path.read_text().splitlines()]
         return Counter(line.split()[0] for line in lines)
+
+    def stops(self) -> int:
+        """Return how often a function was stopped or paused."""
+        events = self.events()
+        return events["FunctionStopped"] + events["FunctionPaused"]
 
     def reasons(self) -> Counter[str]:
         lines = [line for path in self.files.glob("events.*") for line in path.read_text().splitlines()]
@@ -96,7 +110,7 @@ def boundary(site: Site, capsys: pytest.CaptureFixture[str], cycles: int, title:
     with gunicorn(SITE, site.log, "-w", "4", "--threads", "8", env=site.env) as server:
         first = Client(server, "f0", 1)
         first.run()
-        until(lambda: site.events()["FunctionStopped"])  # a fleet that has just begun waits for a while
+        until(lambda: site.stops())  # a fleet that has just begun waits for a while
         begun = time.monotonic()
         clients = [Client(server, f"f{number % FUNCTIONS}", cycles // 8) for number in range(8)]
         for client in clients:
@@ -109,7 +123,7 @@ def boundary(site: Site, capsys: pytest.CaptureFixture[str], cycles: int, title:
     with capsys.disabled():
         print(
             f"\n{title}: {sum(answers.values())} requests in {took:.0f} s,"
-            f" {events['FunctionStopped']} stops, {events['DrainCancelled']} drains cancelled"
+            f" {site.stops()} stops, {events['DrainCancelled']} drains cancelled"
             f" {dict(site.reasons())},"
             f" {waited} requests waited for a restart; answers {dict(answers)}"
         )
@@ -122,6 +136,37 @@ def boundary(site: Site, capsys: pytest.CaptureFixture[str], cycles: int, title:
 @pytest.mark.soak
 def test_no_request_is_lost_at_the_boundary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     boundary(Site(tmp_path), capsys, CYCLES, "SQLite")
+
+
+@pytest.mark.server
+@pytest.mark.soak
+def test_no_request_is_lost_when_functions_are_paused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that was passed to a paused function would hang."""
+    site = Site(tmp_path, SCALEZERO_IDLE_ACTION="pause")
+    boundary(site, capsys, CYCLES, "paused")
+    assert site.events()["FunctionStopped"] == 0
+
+
+@pytest.mark.server
+@pytest.mark.soak
+def test_an_idle_function_is_paused_woken_and_stopped_in_the_end(tmp_path: Path) -> None:
+    site = Site(tmp_path, SCALEZERO_IDLE_ACTION="pause after 300ms, stop after 2s")
+    with gunicorn(SITE, site.log, "-w", "2", "--threads", "4", env=site.env) as server:
+        first = server.get("/function/f0")
+        for count in (1, 2, 3):
+            until(lambda count=count: site.events()["FunctionPaused"] == count)  # type: ignore[misc]
+            assert Path(f"/proc/{first.text}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+            answer = server.get("/function/f0")
+            assert (answer.status_code, answer.text) == (200, first.text), site.log.read_text()
+            assert "cold-start" in answer.headers["Server-Timing"]
+        until(lambda: site.events()["FunctionStopped"] == 1)
+        assert site.events()["FunctionPaused"] == 4
+        assert not Path(f"/proc/{first.text}").exists()
+        answer = server.get("/function/f0")
+        assert answer.status_code == 200
+        assert answer.text != first.text
 
 
 @pytest.mark.soak

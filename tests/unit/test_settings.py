@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scalezero_wsgi import ScaleZeroMiddleware, SettingError, Settings, by_header
+from scalezero_wsgi._lib.idle_action import IdleAction
 from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.events import Event
 from scalezero_wsgi.providers import CallbackProvider
@@ -79,6 +80,8 @@ READINGS: list[tuple[str, object, object]] = [
     *[("idle_default", value, value) for value in ("labelled", "all")],
     *[("keep_warm", value, value) for value in ("08:00-18:00", "Mon 08:00-10:00; Tue 09:00-10:00 UTC")],
     ("keep_warm", "", None),
+    ("idle_action", "pause", IdleAction(pause=True)),
+    ("idle_action", IdleAction(pause=True), IdleAction(pause=True)),
     ("dry_run", "yes", True),
     ("busy", hook, hook),
     ("busy", None, None),
@@ -144,6 +147,7 @@ WRONG: dict[str, list[object]] = {
     "keep_alive_max": [-1, "long", None],
     "idle_default": ["", None, "ALL", "none", 1, ["all"]],
     "keep_warm": ["Mon-Fri", "never", "08:00-18:00 Berlin", "cron * * * for 1h", 8, True, ["08:00-18:00"]],
+    "idle_action": ["", None, "PAUSE", "freeze", 1, ["stop"], "pause, stop", "pause after soon"],
     "dry_run": [None, "maybe"],
     "busy": ["/busy", 1, [hook]],
     "busy_cap": [-1, "soon", None],
@@ -298,6 +302,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "keep_warm": None,
         "stream_idle_after": None,
         "keep_alive_max": 0.0,
+        "idle_action": dataclasses.asdict(IdleAction()),
         "busy": None,
         "busy_cap": 3600.0,
         "dry_run": False,
@@ -305,6 +310,12 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "coordination": None,
         "hooks": (),
     }
+
+
+def test_a_time_in_the_first_step_of_idle_action_is_idle_after() -> None:
+    settings = Settings.from_mapping({"idle_after": 900, "idle_action": "pause after 5m, stop after 1h"}, "")
+    assert settings.idle_after == 300.0
+    assert Settings.from_mapping({"idle_action": "pause"}, "").idle_after is None
 
 
 def test_no_two_entries_of_max_wait_of_are_for_one_function() -> None:
@@ -406,6 +417,7 @@ def test_every_setting_that_a_string_can_say_comes_from_the_environment() -> Non
         "SCALEZERO_KEEP_WARM": "cron 0 8 * * 1-5 for 10h; Sat 10:00-12:00 Europe/Berlin",
         "SCALEZERO_STREAM_IDLE_AFTER": "90s",
         "SCALEZERO_KEEP_ALIVE_MAX": "1h",
+        "SCALEZERO_IDLE_ACTION": "pause, stop after 1h",
         "SCALEZERO_DRY_RUN": "on",
         "SCALEZERO_BUSY_CAP": "10m",
         "SCALEZERO_EXPOSE_FAILURES": "on",
@@ -442,6 +454,7 @@ def test_every_setting_that_a_string_can_say_comes_from_the_environment() -> Non
         keep_warm="cron 0 8 * * 1-5 for 10h; Sat 10:00-12:00 Europe/Berlin",
         stream_idle_after=90.0,
         keep_alive_max=3600.0,
+        idle_action=IdleAction(pause=True, stop_after=3600.0),
         dry_run=True,
         busy_cap=600.0,
         expose_failures=True,

@@ -22,11 +22,12 @@ from ...coordination.base import (
     WorkerReport,
 )
 from ...coordination.leadership import LeadershipLost, LeasedLeadership
-from ...events import FunctionIdle, FunctionStopped, ProviderFailed
+from ...events import FunctionIdle, FunctionPaused, FunctionStopped, ProviderFailed
 from ...model import Function, FunctionFailed, FunctionNotFound, ProviderError, ReplicaStatus
 from ..refresh import Context, Refresh
 from ..state import SETTLE, FunctionMeta
 from .gate import KEEP_DRAIN, KEEP_ENDED, SUFFIX, Gate
+from .ladder import ToZero, stop_by
 
 ACKNOWLEDGE = 2.0
 """Seconds within which all workers must have acknowledged: one that hangs keeps no function closed."""
@@ -76,6 +77,7 @@ class FunctionDrain(Refresh):
     :param idle_for: for how many seconds it has been, as far as is known.
     :param still_leads: whether this worker is the one that decides; asks the store.
     :param dry_run: whether it is only said that the function would be stopped.
+    :param to_zero: takes the function to zero, or a paused one further; by default it is stopped.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class FunctionDrain(Refresh):
         idle_for: float,
         still_leads: Callable[[], bool],
         dry_run: bool = False,
+        to_zero: ToZero | None = None,
     ) -> None:
         super().__init__(context, function)
         self._store = store
@@ -96,6 +99,7 @@ class FunctionDrain(Refresh):
         self._idle_for = idle_for
         self._still_leads = still_leads
         self._dry_run = dry_run
+        self._to_zero = to_zero or stop_by(context.provider)
         self._begun = self._clock()
         self._lease: LeasedLeadership
 
@@ -124,11 +128,15 @@ class FunctionDrain(Refresh):
         # more nor, if that happens later on, of the function's lease.
         if not self._still_leads():
             return Result(Outcome.LOST)
-        known = self._state.meta
+        known, shared = self._state.meta, self._context.peers.shared_status(self._function)
+        if shared is not None:  # since when it is paused
+            self._state.apply(shared, self._clock())
         first = self._query()
-        if first.status.replicas == 0:
+        if first.status.replicas == 0 and not first.status.paused:
             return Result(Outcome.AT_ZERO)
         idle_after = self._idle_after(self._function, first.status)
+        if first.status.paused:
+            self._idle_for = self._clock() - self._state.paused_at
         if idle_after is None or self._idle_for < idle_after:
             return Result(Outcome.NOT_IDLE)
         if known is not None and known.status.replicas not in (0, first.status.replicas):
@@ -204,23 +212,26 @@ class FunctionDrain(Refresh):
             if not self._lease.holds():
                 return Result(Outcome.LOST)  # whoever takes the lease resolves it
             try:
-                self._call(self._context.provider.set_replicas, *self._function, 0)
+                self._call(self._to_zero, self._function, status)
             except FunctionNotFound:
                 self._change(stopping, None, KEEP_ENDED)
                 raise
             except (ProviderError, FunctionFailed) as failed:
                 error = failed
-            at_zero = self._await_zero(stopping, TAKE_EFFECT if error is None else SETTLE)
-        if not at_zero:
+            patience = TAKE_EFFECT if error is None else SETTLE
+            at_zero = self._await_zero(stopping, patience, status.paused)
+        if at_zero is None:
             return Result(Outcome.REFUSED, str(error or "the provider still shows replicas"))
-        self._context.report(FunctionStopped(self._function, self._clock() - self._begun))
+        done = FunctionPaused if at_zero.paused else FunctionStopped
+        self._context.report(done(self._function, self._clock() - self._begun))
         return Result(Outcome.STOPPED)
 
-    def _await_zero(self, stopping: Drain, patience: float) -> bool:
+    def _await_zero(self, stopping: Drain, patience: float, was_paused: bool = False) -> ReplicaStatus | None:
         """Wait until the provider shows that nothing is left, and open the function to its next start.
 
-        :param patience: seconds for which it may still show the count from before.
-        :return: whether it is at zero. If not, whoever wants it to be up has won.
+        :param patience: seconds for which it may still show what was before.
+        :param was_paused: whether it was paused before: then that it is paused is not the end.
+        :return: the status at zero; ``None``: it is not. Then whoever wants it to be up has won.
         """
         begun, tries = self._clock(), 0
         while True:
@@ -232,13 +243,14 @@ class FunctionDrain(Refresh):
                 raise
             except (ProviderError, FunctionFailed):
                 status = None
-            if status is not None and status.replicas == status.available_replicas == 0:
+            as_before = status is not None and (status.replicas > 0 or (was_paused and status.paused))
+            if status is not None and not as_before and status.available_replicas == 0:
                 self._show(self._see(status, asked_at))
                 self._change(stopping, Drain(DrainPhase.ZERO, stopping.epoch), KEEP_ENDED)
-                return True
-            if self._clock() > begun + (patience if status is not None and status.replicas else END):
+                return status
+            if self._clock() > begun + (patience if as_before else END):
                 self._change(stopping, None, KEEP_ENDED)
-                return False
+                return None
             tries += 1
             self._context.pause(backoff_step(tries, END_POLL, 0.5))
 
@@ -263,7 +275,7 @@ class FunctionDrain(Refresh):
             status = self._call(self._context.provider.get_replicas, *self._function)
             # Or those who wait would take this worker's silence for the provider's, and give up.
             self._show(self._see(replace(status, available_replicas=0), asked_at))
-        return Result(Outcome.STOPPED if self._await_zero(drain, SETTLE) else Outcome.CANCELLED)
+        return Result(Outcome.CANCELLED if self._await_zero(drain, SETTLE) is None else Outcome.STOPPED)
 
     def _drain_now(self) -> Drain | None:
         return self._context.peers.use(self._store.drains).get(self._function)

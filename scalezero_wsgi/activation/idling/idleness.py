@@ -11,6 +11,10 @@ from .labels import LabelWarnings
 IDLE_AFTER = "scalezero.idle-after"
 """A duration, or ``never``."""
 
+IDLE_ACTION = "scalezero.idle-action"
+"""What is done to the function once it is idle; see :mod:`.ladder`. It opts in, unless one of the others says
+otherwise."""
+
 SCALE_ZERO, ZERO_DURATION = "com.openfaas.scale.zero", "com.openfaas.scale.zero-duration"
 """OpenFaaS's: ``true`` or ``1`` opts in; and after which duration."""
 
@@ -36,7 +40,8 @@ class Idleness:
     def __call__(self, function: Function, status: ReplicaStatus) -> float | None:
         """Return the seconds; ``None``: it is never idle.
 
-        The first that is there decides: the label ``scalezero.idle-after``, OpenFaaS's labels, the settings.
+        The first that is there decides: the label ``scalezero.idle-after``, OpenFaaS's labels, the label
+        ``scalezero.idle-action``, the settings.
         A minimum that was set on purpose keeps a function up that does not itself say that it may go to zero.
         """
         if not self._is_ours(function):
@@ -55,6 +60,8 @@ class Idleness:
                 return None
             told = texts.get(ZERO_DURATION)
             return self._idle_after if told is None else self._duration(function, ZERO_DURATION, told)
+        if IDLE_ACTION in texts:
+            return self._idle_after
         if not self._for_all or any(self._is_minimum(texts.get(label)) for label in MINIMA):
             return None
         return self._idle_after

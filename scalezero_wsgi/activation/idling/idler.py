@@ -36,6 +36,7 @@ from .busy import Busy
 from .drain import FunctionDrain, Outcome, Result
 from .fleet_uses import FleetUses
 from .gate import Gate
+from .ladder import ToZero, held_since, status_by
 
 logger = logging.getLogger("scalezero_wsgi")
 
@@ -96,6 +97,7 @@ class Idler:
     :param busy: says of a function that serves nothing whether it is busy all the same.
     :param dry_run: whether it is only said what would be stopped.
     :param keep_warm: called in each turn of the worker that decides, to start what should be up.
+    :param to_zero: takes a function to zero; by default it is stopped.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Idler:
         busy: Busy | None = None,
         dry_run: bool = False,
         keep_warm: Callable[[], None] = lambda: None,
+        to_zero: ToZero | None = None,
     ) -> None:
         self._context = context
         self._clock = context.clock
@@ -122,6 +125,7 @@ class Idler:
         self._busy = busy or Busy(None, 0.0)
         self._dry_run = dry_run
         self._keep_warm = keep_warm
+        self._to_zero = to_zero
         self._listing = context.provider if isinstance(context.provider, ListingProvider) else None
         self._drains: SingleFlight[Function, Result] = SingleFlight("scalezero-drain", AT_ONCE, self._clock)
         self._listings: SingleFlight[None, None] = SingleFlight("scalezero-list", 1, self._clock)
@@ -257,12 +261,14 @@ class Idler:
         for state in states:
             meta = state.meta
             if meta is not None:
-                if meta.status.replicas or meta.last_refresh < used_at.get(state.function, NEVER):
+                is_held = meta.status.replicas or meta.status.paused
+                if is_held or meta.last_refresh < used_at.get(state.function, NEVER):
                     up[state.function] = state
                 else:
                     up.pop(state.function, None)
                     self._uses.forget(state.function)
-        self._up_since = {function: self._up_since.get(function, now) for function in up}
+        before = self._up_since
+        self._up_since = {each: before[each] if each in before else held_since(up[each], now) for each in up}
         idle = []
         for function, state_ in up.items():
             if function in in_use or now < self._not_before.get(function, NEVER):
@@ -271,12 +277,13 @@ class Idler:
                 continue
             meta = None if state_ is None else state_.meta
             # Of a function that only others use the labels are not known here: they are asked for first.
-            idle_after = 0.0 if meta is None else self._idle_after(function, meta.status)
+            status = None if meta is None else status_by(meta, used_at.get(function, NEVER))
+            idle_after = 0.0 if status is None else self._idle_after(function, status)
             if idle_after is None:
                 continue
-            came_up_at = NEVER if state_ is None else state_.came_up_at
+            moved_at = NEVER if state_ is None else state_.moved_at
             since = max(
-                self._uses.idle_since(function, idle_after, came_up_at, self._up_since[function]),
+                self._uses.idle_since(function, idle_after, moved_at, self._up_since[function]),
                 self._changed_at.get(function, NEVER),
             )
             if now >= since + idle_after:
@@ -308,6 +315,7 @@ class Idler:
             idle_for,
             self._still_leads,
             self._dry_run,
+            self._to_zero,
         )
         return self._note(function, drain.stop())
 

@@ -18,6 +18,7 @@ from .idleness import Idleness
 from .idler import LEAST_PACE, PACE, Idler
 from .keep_alive import KeepAlive
 from .keep_warm import KeepWarm
+from .ladder import Ladder
 
 if TYPE_CHECKING:
     from ...settings import Settings
@@ -63,8 +64,17 @@ def make_idler(
     )
     shared = not isinstance(store, MemoryCoordination)
     busy = Busy(settings.busy, settings.busy_cap, context.clock)
-    dry_run = settings.dry_run
-    warm = KeepWarm(scaler, idleness, is_ours, settings.keep_warm, dry_run, wall_clock)
+    warm = KeepWarm(scaler, idleness, is_ours, settings.keep_warm, settings.dry_run, wall_clock)
+    ladder = Ladder(settings.idle_action, warm, context.provider)
     return Idler(
-        context, store, gate, warm, pace=pace, shared=shared, busy=busy, dry_run=dry_run, keep_warm=warm.turn
+        context,
+        store,
+        gate,
+        ladder,
+        pace=pace,
+        shared=shared,
+        busy=busy,
+        dry_run=settings.dry_run,
+        keep_warm=warm.turn,
+        to_zero=ladder.take,
     )

@@ -13,11 +13,15 @@ from signal import Signals
 from types import MappingProxyType
 from typing import Any
 
+from ..._lib.idle_action import idle_action
 from ...model import Function, SettingError
 from ...schedule import schedule
 from ..checks import URL_PATH, duration, not_allowed, positive_duration
 
-IDLE_AFTER, KEEP_WARM = "scalezero.idle-after", "scalezero.keep-warm"
+IDLE_AFTER, IDLE_ACTION = "scalezero.idle-after", "scalezero.idle-action"
+KEEP_WARM = "scalezero.keep-warm"
+
+_KEYS = ("command", "ready", "env", "cwd", "stop", "idle_after", "idle_action", "keep_warm")
 
 _NAME_PART = re.compile(r"[a-zA-Z0-9_]([-a-zA-Z0-9_.]{0,61}[a-zA-Z0-9_])?", re.ASCII)
 
@@ -89,6 +93,8 @@ class ProcessFunction:
     :param stop: how it is stopped.
     :param idle_after: seconds (or a string such as ``"15m"``) without use after which the middleware stops
         it, or ``"never"``; ``None``: the middleware's settings say that.
+    :param idle_action: what it does then: ``"stop"``, ``"pause"``, or both such as ``"pause after 5m, stop
+        after 1h"``; ``None``: the middleware's settings say that.
     :param keep_warm: hours such as ``"Mon-Fri 08:00-18:00 Europe/Berlin"`` in which the middleware keeps it
         up, see :mod:`scalezero_wsgi.schedule`, or ``"never"``; ``None``: as above.
     :raises SettingError: a value is not allowed.
@@ -101,6 +107,7 @@ class ProcessFunction:
     cwd: str | Path | None = None
     stop: Stop = Stop()
     idle_after: float | str | None = None
+    idle_action: str | None = None
     keep_warm: str | None = None
 
     def __post_init__(self) -> None:
@@ -121,6 +128,11 @@ class ProcessFunction:
             raise not_allowed("stop", self.stop, "a Stop")
         if self.idle_after is not None and self.idle_after != "never":
             object.__setattr__(self, "idle_after", positive_duration("idle_after", self.idle_after))
+        if self.idle_action is not None:
+            try:
+                idle_action(self.idle_action)
+            except ValueError as error:
+                raise SettingError(f"idle_action: {error}") from None
         if self.keep_warm is not None and self.keep_warm != "never":
             try:
                 schedule(self.keep_warm)
@@ -132,7 +144,7 @@ class ProcessFunction:
     @property
     def labels(self) -> Mapping[str, str]:
         """What the middleware reads from a function's labels, as the provider tells it."""
-        told = {IDLE_AFTER: self.idle_after, KEEP_WARM: self.keep_warm}
+        told = {IDLE_AFTER: self.idle_after, IDLE_ACTION: self.idle_action, KEEP_WARM: self.keep_warm}
         return {label: str(value) for label, value in told.items() if value is not None}
 
 
@@ -155,9 +167,7 @@ def functions_from_toml(path: str | os.PathLike[str]) -> dict[str, ProcessFuncti
 
 def _from_table(key: str, table: object, base: Path) -> ProcessFunction:
     try:
-        values = _table(
-            "function", table, ("command", "ready", "env", "cwd", "stop", "idle_after", "keep_warm")
-        )
+        values = _table("function", table, _KEYS)
         if isinstance(values.get("cwd"), str):
             values["cwd"] = base / values["cwd"]
         if "ready" in values:

@@ -34,6 +34,7 @@ statuses = st.builds(
     labels.map(MappingProxyType),
     st.none() | texts,
     st.none() | texts,
+    st.booleans(),
 )
 knowns = st.builds(
     SharedStatus,
@@ -44,6 +45,7 @@ knowns = st.builds(
     st.none() | st.builds(ProviderFault, seconds, st.booleans()),
     texts,
     st.lists(seconds, max_size=5).map(tuple),
+    st.none() | seconds,
 )
 functions = st.builds(Function, texts, texts)
 rows = st.builds(

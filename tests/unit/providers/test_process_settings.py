@@ -67,12 +67,20 @@ def test_its_hours_are_told_as_a_label(told: str | None, tmp_path: Path, state_d
     assert status.labels.get("scalezero.keep-warm") == told
 
 
+def test_what_is_done_when_it_is_idle_is_told_as_a_label(tmp_path: Path, state_dir: Path) -> None:
+    file = tmp_path / "functions.toml"
+    text = "pause after 5m, stop after 1h"
+    file.write_text(f"[functions.a]\ncommand = ['x']\nidle_action = '{text}'")
+    status = ProcessProvider.from_toml(file, state_dir=state_dir).get_replicas("a", "")
+    assert status.labels == {"scalezero.idle-action": text}
+
+
 BAD = {
     "": ("functions = None", "one table"),
     "functions = 3": ("functions = 3", "one table"),
     "other = 1": ("unknown key 'other' (1)", "functions"),
     "[functions.a]": ("function 'a'", "command = None", "a list of strings"),
-    "[functions]\na = 1": ("function 'a'", "= 1", "command, ready, env, cwd, stop, idle_after, keep_warm"),
+    "[functions]\na = 1": ("function 'a'", "= 1", "cwd, stop, idle_after, idle_action, keep_warm"),
     "[functions.a]\ncommand = 'x'": ("function 'a'", "command = 'x'", "a list of strings"),
     "[functions.a]\ncommand = []": ("function 'a'", "command = []", "begins with the program"),
     "[functions.a]\ncommand = ['']": ("function 'a'", "command = ['']", "begins with the program"),
@@ -97,6 +105,8 @@ BAD = {
     "[functions.a]\ncommand = ['x']\nidle_after = 'soon'": ("idle_after", "'soon'", "'10m30s'"),
     "[functions.a]\ncommand = ['x']\nkeep_warm = '8-18'": ("keep_warm: '8-18' is not allowed", "'Mon-Fri 08"),
     "[functions.a]\ncommand = ['x']\nkeep_warm = 8": ("keep_warm: 8 is not allowed", "'Mon-Fri 08"),
+    "[functions.a]\ncommand = ['x']\nidle_action = 'rest'": ("idle_action: 'rest'", "'pause'"),
+    "[functions.a]\ncommand = ['x']\nidle_action = 3": ("function 'a'", "idle_action: 3", "'pause'"),
     "[functions.'../a']\ncommand = ['x']": ("functions = '../a'", "'name.namespace'"),
     "[functions.'a.']\ncommand = ['x']": ("functions = 'a.'", "'name.namespace'"),
     "[functions.'.a']\ncommand = ['x']": ("functions = '.a'", "'name.namespace'"),
