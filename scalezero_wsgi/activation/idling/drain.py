@@ -248,6 +248,9 @@ class FunctionDrain(Refresh):
                 self._show(self._see(status, asked_at))
                 self._change(stopping, Drain(DrainPhase.ZERO, stopping.epoch), KEEP_ENDED)
                 return status
+            if status is not None and tries == 0:
+                # Requests wait for the end of it, instead of taking this worker's silence for the provider's.
+                self._show(self._see(replace(status, available_replicas=0), asked_at))
             if self._clock() > begun + (patience if as_before else END):
                 self._change(stopping, None, KEEP_ENDED)
                 return None

@@ -288,6 +288,21 @@ def test_what_a_dead_worker_has_left_is_ended(left: DrainPhase) -> None:
     assert site.engine.stops() == 0
 
 
+def test_a_request_waits_while_it_is_found_out_what_a_dead_worker_has_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It takes longer than a provider may be silent for."""
+    monkeypatch.setattr(drain, "SETTLE", 1.5)
+    site = Site(idle_after=60)
+    ask(site.door)
+    before = len(site.engine.queries)
+    assert site.store.change_drain(HELLO, None, Drain(DrainPhase.STOPPING, 7), 60)
+    until(lambda: len(site.engine.queries) > before)
+    assert ask(site.door)[0] == "200 OK"
+    assert phase(site) is None
+    assert site.engine.stops() == 0
+
+
 def test_a_function_that_nobody_has_used_is_found_by_the_providers_list() -> None:
     class Listing(Engine):
         def list_functions(self) -> list[Function]:
