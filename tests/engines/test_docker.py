@@ -693,8 +693,10 @@ def test_an_idle_container_is_stopped_and_woken_again(box: Box, tmp_path: Path) 
         print(f"\ndocker: gone {time.time() - used_at:.2f} s after the end of its last use, of 2 s")
 
 
-def test_no_request_is_lost_when_a_container_becomes_idle(box: Box, tmp_path: Path) -> None:
-    box.add("a", labels={"scalezero.ready": "/", "scalezero.idle-after": "300ms"})
+@pytest.mark.parametrize("action", ["stop", "pause"])
+def test_no_request_is_lost_when_a_container_becomes_idle(action: str, box: Box, tmp_path: Path) -> None:
+    labels = {"scalezero.idle-after": "300ms", "scalezero.idle-action": action}
+    box.add("a", labels={"scalezero.ready": "/", **labels})
     cycles, waited = int(os.environ.get("SCALEZERO_SOAK", "40")), 0
     options = {"SCALEZERO_IDLE_AFTER": "300ms", "SCALEZERO_REPLAY": "false"}
     with site(box, tmp_path / "log", "-w", "4", "--threads", "8", **options) as server:
@@ -708,7 +710,7 @@ def test_no_request_is_lost_when_a_container_becomes_idle(box: Box, tmp_path: Pa
             restarted = "cold-start" in answer.headers.get("Server-Timing", "")
             waited += restarted
             pause *= 0.9 if restarted else 1.1
-    print(f"\ndocker: of {cycles} requests at the boundary {waited} waited for a restart")
+    print(f"\ndocker, {action}: of {cycles} requests at the boundary {waited} waited until it was up again")
     assert waited
 
 

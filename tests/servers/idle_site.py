@@ -8,8 +8,10 @@ they are busy. The clock on the wall is ``$WALL`` seconds ahead.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -67,11 +69,28 @@ def proxy(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
 
 
 class WatchedProvider(ProcessProvider):
+    """Tells what is done, and kills its worker in the middle of a stop or a pause, once, if a file under
+    ``$IDLE`` says so."""
+
     def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
         with (IDLE / f"sets.{os.getpid()}").open("a") as sets:
             sets.write(f"{name} {replicas}\n")
+        if replicas == 0:
+            self._die("before")
         with idle_steps.around("set" if replicas == 0 else "start"):
             super().set_replicas(name, namespace, replicas)
+        if replicas == 0:
+            self._die("after")
+
+    def pause(self, name: str, namespace: str) -> None:
+        self._die("before")
+        super().pause(name, namespace)
+        self._die("after")
+
+    def _die(self, when: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            (IDLE / f"die-{when}").unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 command = [sys.executable, "-I", "-S", str(FUNCTION), "{port}"]

@@ -169,6 +169,26 @@ def test_an_idle_function_is_paused_woken_and_stopped_in_the_end(tmp_path: Path)
         assert answer.text != first.text
 
 
+@pytest.mark.server
+@pytest.mark.soak
+@pytest.mark.parametrize(("action", "when"), [("stop", "before"), ("pause", "after")])
+def test_a_worker_that_is_killed_in_the_middle_leaves_a_function_that_answers(
+    action: str, when: str, tmp_path: Path
+) -> None:
+    site = Site(tmp_path, idle_after=0.5, SCALEZERO_IDLE_ACTION=action)
+    with gunicorn(SITE, site.log, "-w", "2", "--threads", "4", env=site.env) as server:
+        first = server.get("/function/f0")
+        (site.files / f"die-{when}").touch()
+        until(lambda: not (site.files / f"die-{when}").exists())
+        answer = server.get("/function/f0")
+        assert answer.status_code == 200, site.log.read_text()
+        until(lambda: site.stops())
+        again = server.get("/function/f0")
+        assert again.status_code == 200, site.log.read_text()
+        if action == "pause":
+            assert first.text == answer.text == again.text
+
+
 @pytest.mark.soak
 def test_it_also_goes_to_zero_where_no_request_comes(tmp_path: Path) -> None:
     """A function that somebody else has started."""
@@ -239,11 +259,14 @@ def test_a_worker_that_is_suspended_keeps_the_function_up_that_serves_it(
 
 @pytest.mark.server
 @pytest.mark.soak
-def test_killed_workers_lose_their_own_requests_only_and_nothing_stays_up(tmp_path: Path) -> None:
-    site = Site(tmp_path)
+@pytest.mark.parametrize("action", ["stop", "pause"])
+def test_killed_workers_lose_their_own_requests_only_and_nothing_stays_up(
+    action: str, tmp_path: Path
+) -> None:
+    site = Site(tmp_path, SCALEZERO_IDLE_ACTION=action)
     with gunicorn(SITE, site.log, "-w", "4", "--threads", "8", env=site.env) as server:
         Client(server, "f0", 1).run()
-        until(lambda: site.events()["FunctionStopped"])
+        until(lambda: site.stops())
         clients = [Client(server, f"f{number % FUNCTIONS}", 150) for number in range(8)]
         for client in clients:
             client.start()
