@@ -7,12 +7,11 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from ._lib.durations import seconds
 from ._lib.idle_action import STOP, IdleAction, idle_action
-from ._lib.readers import count, file, one_of, optional, positive_duration, rate, switch
+from ._lib.readers import count, file, http_status, one_of, optional, positive_duration, rate, switch
 from .activation.function_cache import MAXSIZE
 from .coordination import Coordination, make_coordination
 from .events import Hook
@@ -325,15 +324,6 @@ def _pattern(value: object) -> str:
     raise ValueError(f"{value!r} is not a function's name, perhaps with '*' for any text")
 
 
-def _status(value: object) -> int:
-    allowed = [status.value for status in HTTPStatus if status >= HTTPStatus.OK]
-    if isinstance(value, str) and value.strip().isdecimal():
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and value in allowed:
-        return int(value)
-    raise ValueError(f"{value!r} is not allowed; it must be a known HTTP status from 200 to 599")
-
-
 def _coordination(value: object) -> object:
     if isinstance(value, str):
         return make_coordination(value)
@@ -389,7 +379,7 @@ _READERS: dict[str, Callable[[object], object]] = {
     "page_after": optional(seconds),
     "page_template": optional(file),
     "no_wake": _rules,
-    "no_wake_status": _status,
+    "no_wake_status": http_status,
     "allow": _fence,
     "deny": _patterns,
     "wake": _fence,

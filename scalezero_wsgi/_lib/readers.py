@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from http import HTTPStatus
 
 from .durations import seconds
 
@@ -71,3 +72,13 @@ def file(value: object) -> str:
     if isinstance(value, (str, os.PathLike)) and os.path.isfile(value):  # noqa: PTH113
         return os.fspath(value)
     raise ValueError(f"{value!r} is not allowed; it must be the path of a file")
+
+
+def http_status(value: object) -> int:
+    """Read a known HTTP status that ends a request."""
+    allowed = [status.value for status in HTTPStatus if status >= HTTPStatus.OK]
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value in allowed:
+        return int(value)
+    raise ValueError(f"{value!r} is not allowed; it must be a known HTTP status from 200 to 599")
