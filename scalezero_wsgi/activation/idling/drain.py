@@ -273,11 +273,6 @@ class FunctionDrain(Refresh):
         if drain.phase is DrainPhase.DRAINING:
             self._undo(drain, "the worker that was to stop it has died")
             return Result(Outcome.CANCELLED)
-        with contextlib.suppress(ProviderError, FunctionNotFound, FunctionFailed):  # it is asked again below
-            asked_at = self._clock()
-            status = self._call(self._context.provider.get_replicas, *self._function)
-            # Or those who wait would take this worker's silence for the provider's, and give up.
-            self._show(self._see(replace(status, available_replicas=0), asked_at))
         return Result(Outcome.CANCELLED if self._await_zero(drain, SETTLE) is None else Outcome.STOPPED)
 
     def _drain_now(self) -> Drain | None:

@@ -345,7 +345,7 @@ def param(fault: Fault) -> Any:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("fault", map(param, FAULTS))
+@pytest.mark.parametrize("fault", [param(fault) for fault in FAULTS])
 def test_a_fault_is_found(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     seed(monkeypatch, fault)
     look = fault.machine
