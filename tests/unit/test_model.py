@@ -56,6 +56,7 @@ def test_a_status_has_the_defaults_of_the_design() -> None:
         "annotations": {},
         "endpoint": None,
         "failure": None,
+        "paused": False,
     }
 
 
