@@ -95,7 +95,8 @@ class WatchedProvider(ProcessProvider):
 
 command = [sys.executable, "-I", "-S", str(FUNCTION), "{port}"]
 functions = {f"f{number}": ProcessFunction(command) for number in range(COUNT)}
-functions["slow"] = ProcessFunction([*command, "2"])
+if os.environ.get("SLOW"):
+    functions["slow"] = ProcessFunction([*command, "2"])
 provider = WatchedProvider(functions, state_dir=IDLE / "state")
 application = ScaleZeroMiddleware(
     proxy,

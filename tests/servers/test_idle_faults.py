@@ -95,7 +95,7 @@ def test_a_slow_upload_is_not_cut(tmp_path: Path) -> None:
 
 def test_a_function_that_waits_for_the_start_of_another_is_not_stopped(tmp_path: Path) -> None:
     """Which takes two seconds; the one has a request in flight, the other one that waits."""
-    site = Site(tmp_path, IDLE_AFTER)
+    site = Site(tmp_path, IDLE_AFTER, SLOW="1")
     with gunicorn(SITE, site.log, "-w", "2", "--threads", "4", env=site.env) as server:
         answered(site, ask(server, "f0"))
         is_at_zero(site)
