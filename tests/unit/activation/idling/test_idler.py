@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ import pytest
 
 from scalezero_wsgi import Function, ProviderError, ReplicaStatus, ScaleZeroMiddleware
 from scalezero_wsgi.activation.idling import drain
-from scalezero_wsgi.activation.idling import idler as idling
 from scalezero_wsgi.coordination.base import Drain, DrainPhase, WorkerReport
 from scalezero_wsgi.coordination.memory import MemoryCoordination
 from scalezero_wsgi.events import DrainCancelled, Event, FunctionIdle, FunctionStopped, IdlingOff, StopRefused
@@ -21,18 +19,9 @@ from tests.support.fakes import HELLO, UP, FakeEngine
 from tests.support.waiting import SOON, until
 from tests.support.wsgi import App, Visit, ask, environ_of, in_flight
 
+pytestmark = pytest.mark.usefixtures("at_once")
+
 IDLE_AFTER = 0.05
-
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Of a store in memory nothing is forgotten, and here no worker is slow. No idler outlives its test."""
-    monkeypatch.setattr(idling, "NEWLY_LED", 0.0)
-    monkeypatch.setattr(drain, "ACKNOWLEDGE", 0.4)
-    monkeypatch.setattr(drain, "SETTLE", 0.2)
-    yield
-    for idler in list(idling._idlers):
-        idler.stop(os.getpid())
 
 
 def start_response(status: str, headers: Any, exc_info: Any = None, /) -> Any: ...

@@ -21,9 +21,9 @@ from tests.support.clock import Clock
 from tests.support.fakes import HELLO, UP, ZERO
 from tests.support.waiting import until
 from tests.support.wsgi import ask
-from tests.unit.activation.idling.test_idler import IDLE_AFTER, Site, at_once, phase
+from tests.unit.activation.idling.test_idler import IDLE_AFTER, Site, phase
 
-__all__ = ["at_once"]  # a fixture
+pytestmark = pytest.mark.usefixtures("at_once")
 
 ASKS = "X-Scalezero-Keep-Alive"
 

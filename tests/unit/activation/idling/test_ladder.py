@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -33,16 +31,9 @@ SHARED = SharedStatus(PAUSED)
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Of a store in memory nothing is forgotten, and here no worker is slow. No idler outlives its test."""
-    monkeypatch.setattr(idling, "NEWLY_LED", 0.0)
+def soon(monkeypatch: pytest.MonkeyPatch, at_once: None) -> None:
     monkeypatch.setattr(idling, "LIST_EVERY", 0.1)
-    monkeypatch.setattr(drain, "ACKNOWLEDGE", 0.4)
-    monkeypatch.setattr(drain, "SETTLE", 0.2)
     monkeypatch.setattr(drain, "TAKE_EFFECT", 0.2)
-    yield
-    for idler in list(idling._idlers):
-        idler.stop(os.getpid())
 
 
 class PausingEngine(FakeEngine):
