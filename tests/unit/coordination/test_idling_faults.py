@@ -320,6 +320,9 @@ EXAMPLES = 120
 
 
 UNSEEN = {
+    "ZERO is written before the provider shows it": "not within 120 examples",
+    "it was used since": "not within 120 examples",
+    "a request goes down at once without the store, though it is closed": "not within 120 examples",
     "a request looks before it joins": "not within 120 examples",
     "a worker passes its first request down, and reports later": "not within 120 examples",
     "a worker acknowledges what it has in use": "it undoes the drain before it reports",
