@@ -44,6 +44,16 @@ def label_seconds(labels: Mapping[str, str], name: str) -> float | None:
         return None
 
 
+def as_text(duration: float) -> str:
+    """Write seconds so that :func:`seconds` reads them: ``"15m"``, ``"1h30m"``, ``"250ms"``."""
+    parts, left = [], round(duration * 1000)
+    for unit, length in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+        count, left = divmod(left, length)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts) or "0s"
+
+
 def _parse(text: str) -> float | None:
     if _NUMBER.fullmatch(text):
         return float(text)
