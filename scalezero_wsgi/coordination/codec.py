@@ -5,6 +5,7 @@ Hosts may run different versions during an upgrade, so fields that this version 
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -64,6 +65,9 @@ def pack_row(row: WorkerReport) -> str:
     )
 
 
+@functools.lru_cache(
+    maxsize=32
+)  # they are read more often than written, and with many functions they are long
 def unpack_row(worker: str, text: str) -> WorkerReport:
     """Return the report that JSON holds.
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import itertools
 import logging
+import os
 import re
 import tempfile
 import time
@@ -40,16 +41,26 @@ def default_coordination(least_workers: int = 2) -> Coordination | None:
     gunicorn = loading_gunicorn()
     if gunicorn is None or gunicorn.workers < least_workers:
         return None
-    master = _Master.of(str(gunicorn.master))
+    return _store_of(gunicorn.master, gunicorn.uid)
+
+
+def own_coordination() -> Coordination | None:
+    """Return the store for the workers of a gunicorn that this process is about to become the master of.
+
+    :return: ``None`` if the file cannot be made.
+    """
+    return _store_of(os.getpid(), os.geteuid())
+
+
+def _store_of(pid: int, uid: int) -> Coordination | None:
+    master = _Master.of(str(pid))
     if master is None:
         return None  # not Linux: a file of another gunicorn might have the same name
-    directory = Path(tempfile.gettempdir()) / f"scalezero-{gunicorn.uid}"
+    directory = Path(tempfile.gettempdir()) / f"scalezero-{uid}"
     try:
         from .sqlite import SQLiteCoordination
 
-        store = SQLiteCoordination(
-            directory / f"gunicorn-{'-'.join(master)}-{next(_numbers)}.db", owner=gunicorn.uid
-        )
+        store = SQLiteCoordination(directory / f"gunicorn-{'-'.join(master)}-{next(_numbers)}.db", owner=uid)
         _sweep(directory, master.namespace)
     except (ImportError, OSError, SettingError) as error:
         _warn(str(error))

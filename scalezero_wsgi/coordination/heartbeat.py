@@ -25,6 +25,10 @@ REPORT_TTL = 3.5
 """Seconds after its last report when a worker counts as gone."""
 
 
+APART = "/apart"
+"""What the name of a worker ends with that serves no requests: nobody has to wait for what it reports."""
+
+
 class Beating(Protocol):
     """What a worker needs of :class:`.peers.Peers`."""
 
@@ -39,12 +43,14 @@ class Worker:
     """This process as one of the peers: its name, its leaderships and its heartbeat thread.
 
     It is safe for threads. A forked child must make one of its own.
+
+    :param serves: whether it serves requests.
     """
 
-    def __init__(self, peers: Beating) -> None:
+    def __init__(self, peers: Beating, serves: bool = True) -> None:
         self._peers = peers
         self._pid = os.getpid()
-        self.name = f"{socket.gethostname()}:{self._pid}:{uuid.uuid4().hex[:8]}"
+        self.name = f"{socket.gethostname()}:{self._pid}:{uuid.uuid4().hex[:8]}{'' if serves else APART}"
         self.leaderships: set[LeasedLeadership] = set()
         self._acquiring: set[object] = set()
         self.lock = threading.Lock()

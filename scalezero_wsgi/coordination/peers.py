@@ -23,7 +23,8 @@ T = TypeVar("T")
 _ALONE = Leadership()
 
 FOLLOWER_POLL = 0.05
-"""Seconds after which a follower tries again without a change: nothing notifies it when a lease expires."""
+"""Seconds after which a follower tries again without a change: nothing notifies it when a lease expires. One
+for whose flight nobody waits does not look for changes in between, which costs more than a warm request."""
 
 STEADY = 60.0
 """Seconds for which a store must work after a loss before it counts as steady. Also the longest back-off
@@ -39,6 +40,7 @@ class Peers:
     :param report: receives an event when the store is lost and when it is found again.
     :param clock: returns monotonic seconds.
     :param row: given this worker's name, makes its report; used from the first flight on.
+    :param serves: whether this worker serves requests.
     """
 
     def __init__(
@@ -47,12 +49,13 @@ class Peers:
         report: Reporter,
         clock: Callable[[], float] = time.monotonic,
         row: Callable[[str], WorkerReport] = WorkerReport,
+        serves: bool = True,
     ) -> None:
         self.clock = clock
         self._store = store
         self._report = report
         self._row = row
-        self._worker = PerProcess(lambda: Worker(self))
+        self._worker = PerProcess(lambda: Worker(self, serves))
         self._lost = False
         self._switches = 0
         self._switched_at = float("-inf")
@@ -64,6 +67,7 @@ class Peers:
         deadline: Callable[[], float],
         on_update: Callable[[SharedStatus, bool], T | None],
         lead: Callable[[Leadership], T],
+        is_urgent: Callable[[], bool] = lambda: True,
     ) -> T:
         """Lead a function's flight, or follow it until its outcome is known.
 
@@ -71,12 +75,14 @@ class Peers:
         :param on_update: called with the shared status, and whether it was published since this call began.
             It returns the outcome or raises it; it returns ``None`` if the flight goes on.
         :param lead: runs the flight as its leader. Any earlier status went to ``on_update`` first.
+        :param is_urgent: returns whether a follower should learn of the outcome at once, and not only within
+            ``FOLLOWER_POLL`` seconds; called repeatedly.
         :raises NotAvailable: the deadline passed without an outcome.
         """
         if self._store is None:
             return lead(_ALONE)
         while True:
-            found = self._join(function, deadline, on_update)
+            found = self._join(function, deadline, on_update, is_urgent)
             if not isinstance(found, Leadership):
                 return found
             started_at = self.clock()
@@ -84,7 +90,12 @@ class Peers:
                 return lead(found)
             if self.clock() > deadline():
                 raise NotAvailable(function, self.clock() - started_at)
-            time.sleep(FOLLOWER_POLL)  # do not spin if the store takes each lease back at once
+            self.pause(FOLLOWER_POLL)  # do not spin if the store takes each lease back at once
+
+    @staticmethod
+    def pause(seconds: float) -> None:
+        """Pause a follower."""
+        time.sleep(seconds)
 
     @property
     def joined(self) -> bool:
@@ -136,6 +147,11 @@ class Peers:
         if shared is not None:
             self._start_heartbeat()
         return shared
+
+    def begin(self) -> None:
+        """Start this worker's heartbeat, which also finds out when a store can be used that comes late."""
+        if self._store is not None:
+            self._start_heartbeat()
 
     def lead(self, function: Function, deadline: Callable[[], float]) -> LeasedLeadership | None:
         """Take the function's lease, and do not wait for it; ``None``: it is held, or this process exits.
@@ -193,6 +209,7 @@ class Peers:
         function: Function,
         deadline: Callable[[], float],
         on_update: Callable[[SharedStatus, bool], T | None],
+        is_urgent: Callable[[], bool] = lambda: True,
     ) -> Leadership | T:
         if self._store is None:
             return _ALONE
@@ -200,7 +217,8 @@ class Peers:
         if self._lost:
             return Leadership(self)
         try:
-            return _Search(self, self._store, self._worker.get(), function, deadline, on_update).run()
+            search = _Search(self, self._store, self._worker.get(), function, deadline, on_update)
+            return search.run(is_urgent)
         except CoordinationError:
             return Leadership(self)
 
@@ -247,13 +265,17 @@ class _Search(Generic[T]):
         self._looked = False
         self._before: str | None = None  # the name of the publication that the first look found
 
-    def run(self) -> Leadership | T:
+    def run(self, is_urgent: Callable[[], bool]) -> Leadership | T:
         """Return the leadership, or the outcome.
 
         :raises NotAvailable: the deadline passed before there was either.
         :raises CoordinationError: the store cannot be used.
         """
         found = self._try()
+        while found is None and not is_urgent():
+            self._check_deadline()
+            self._peers.pause(FOLLOWER_POLL)
+            found = self._try()
         if found is not None:
             return found
         with self._subscribed() as changes:
@@ -261,10 +283,13 @@ class _Search(Generic[T]):
                 found = self._try()
                 if found is not None:
                     return found
-                now = self._peers.clock()
-                if now > self._deadline():
-                    raise NotAvailable(self._function, now - self._started_at)
+                self._check_deadline()
                 self._peers.use(changes.wait, FOLLOWER_POLL)
+
+    def _check_deadline(self) -> None:
+        now = self._peers.clock()
+        if now > self._deadline():
+            raise NotAvailable(self._function, now - self._started_at)
 
     @contextlib.contextmanager
     def _subscribed(self) -> Iterator[Changes]:

@@ -11,16 +11,16 @@ import contextlib
 import errno
 import fcntl
 import logging
+import math
 import os
 import sqlite3
-import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from .._lib.per_process import PerProcess
+from .._lib.process_connection import ProcessConnection
 from ..model import Function
 from .base import Changes, Drain, Lease, SharedStatus, WorkerReport
 from .codec import pack, pack_row, read_drain, unpack, unpack_row
@@ -37,55 +37,24 @@ acquires its lease, reads and renews it: three calls, which must fit into the le
 ROOM_TRIES = 10
 """Attempts to reuse the log's space when the disk is full: readers may prevent it for a moment."""
 
+SWEEP_EVERY = 1.0
+"""Seconds between two removals of what has expired, which nobody reads any more."""
+
 CHANGE_POLL = 0.004
 """Seconds between two polls for a change."""
 
 _HELD = "FROM leases WHERE name = ? AND namespace = ? AND token = ? AND expires > ?"
 
 
-class _Process:
-    """A process's connection to the file, which all its threads share. It is closed while the process forks.
-
-    SQLite's locks belong to the process. A forked child does not inherit them, but its copy of the connection
-    behaves as if it had: the log may be deleted while the child uses it.
-    """
+class _Process(ProcessConnection):
+    """A process's connection, and the file to which it belongs."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.connection: sqlite3.Connection | None = None
+        super().__init__()
         self.inode = 0
         self.log_index: int | None = None
         self.opened = 0
-        self.pid = os.getpid()
-        _processes.add(self)
-
-    def close(self) -> None:
-        if self.connection is not None:
-            self.connection.close()
-            self.connection = None
-
-    def __del__(self) -> None:
-        if self.pid == os.getpid():
-            self.close()
-
-
-_processes: weakref.WeakSet[_Process] = weakref.WeakSet()
-_forking: list[_Process] = []
-
-
-def _before_fork() -> None:
-    for process in list(_processes):
-        if process.pid == os.getpid() and process.lock.acquire(timeout=BUSY):
-            process.close()
-            _forking.append(process)
-
-
-def _after_fork() -> None:
-    while _forking:
-        _forking.pop().lock.release()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+        self.swept_at = -math.inf
 
 
 class _Changes:
@@ -140,6 +109,7 @@ class SQLiteCoordination:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = Path(path).absolute()
+        self._files = self._path, self._path.with_name(f"{self._path.name}-shm")
         self._clock = clock
         self._process: PerProcess[_Process] = PerProcess(_Process)
         check_private(self._path, os.geteuid() if owner is None else owner)
@@ -183,13 +153,15 @@ class SQLiteCoordination:
 
     def publish(self, lease: Lease, known: SharedStatus) -> bool:
         """Replace the shared status."""
-        record = pack(known)
+        record, process = pack(known), self._process.get()
         published_at = self._clock()  # ages are of this moment, however long the file is busy
 
         def replace(connection: sqlite3.Connection) -> bool:
             now = self._clock()
-            connection.execute("DELETE FROM leases WHERE expires <= ?", (now,))
-            connection.execute("DELETE FROM known WHERE expires <= ?", (now,))
+            if now >= process.swept_at + SWEEP_EVERY:
+                connection.execute("DELETE FROM leases WHERE expires <= ?", (now,))
+                connection.execute("DELETE FROM known WHERE expires <= ?", (now,))
+                process.swept_at = now
             insert = f"INSERT OR REPLACE INTO known SELECT name, namespace, ?, ?, ? {_HELD}"
             values = (published_at, published_at + known.keep, record, *lease.function, lease.token, now)
             return connection.execute(insert, values).rowcount > 0
@@ -328,22 +300,16 @@ class SQLiteCoordination:
         # If the file was deleted or replaced, other workers use the new one. The same goes for the log's
         # index, which has the locks: on a tmpfs its modification time never changes, so that programs which
         # clean up take it for abandoned.
-        files = (self._inode(), self._inode("-shm"))
+        files = tuple(map(_inode, self._files))
         if process.connection is not None and files == (process.inode, process.log_index):
             return process.connection
         process.close()
         return self._open(process)
 
-    def _inode(self, suffix: str = "") -> int | None:
-        try:
-            return Path(f"{self._path}{suffix}").stat().st_ino
-        except FileNotFoundError:
-            return None
-
     def _open(self, process: _Process) -> sqlite3.Connection:
         check_private(self._path, os.geteuid())
         with self._alone():
-            if self._inode() is None:
+            if _inode(self._files[0]) is None:
                 self._remove_log()  # SQLite would replay the log of a deleted file into the new one
                 # Only make a file here, never open an existing one: to close it again would drop the
                 # locks that another connection of this process has on it.
@@ -365,7 +331,7 @@ class SQLiteCoordination:
             except BaseException:
                 connection.close()
                 raise
-            process.log_index = self._inode("-shm")
+            process.log_index = _inode(self._files[1])
             process.connection = connection
             return connection
 
@@ -385,7 +351,7 @@ class SQLiteCoordination:
     def _set_aside(self, inode: int, why: BaseException) -> None:
         """Rename a corrupt or outdated file, unless another process has already done so."""
         with self._alone():
-            if self._inode() == inode:
+            if _inode(self._files[0]) == inode:
                 aside = self._path.with_name(f"{self._path.name}.bad")
                 self._path.replace(aside)
                 self._remove_log()
@@ -394,3 +360,10 @@ class SQLiteCoordination:
     def _remove_log(self) -> None:
         for suffix in ("-wal", "-shm"):
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+
+
+def _inode(file: Path) -> int | None:
+    try:
+        return file.stat().st_ino
+    except FileNotFoundError:
+        return None

@@ -315,6 +315,14 @@ class CoordinationContract:
         _publish(bench.open(), SharedStatus(status))
         assert _shared_status(bench.open()).status == status
 
+    def test_what_belongs_to_no_function_is_kept_apart(self, bench: CoordinationBench) -> None:
+        """The middleware keeps a ledger of its own under a name that no function can have."""
+        ledger, text = Function(".budget"), '{"held": [["a", "", 1e999]], "age": 0.1}' * 500
+        _publish(bench.open(), SharedStatus(ReplicaStatus(1, 1)))
+        _publish(bench.open(), SharedStatus(ReplicaStatus(0, 0, annotations={"a.b": text})), ledger)
+        assert _shared_status(bench.open(), ledger).status == ReplicaStatus(0, 0, annotations={"a.b": text})
+        assert _shared_status(bench.open()).status == ReplicaStatus(1, 1)
+
     def test_defaults_are_kept(self, bench: CoordinationBench) -> None:
         """Without a limit, an endpoint or a failure."""
         _publish(bench.open(), SharedStatus(ReplicaStatus(0, 0)))

@@ -12,12 +12,13 @@ from typing import Any
 from scalezero_wsgi import Function, FunctionCache, FunctionScaler, ReplicaStatus, ScaleZeroError
 from scalezero_wsgi.activation.idling.gate import Gate
 from scalezero_wsgi.activation.idling.idler import Idler
+from scalezero_wsgi.activation.idling.listing import Listing
+from scalezero_wsgi.activation.idling.replacing import OUTDATED
 from scalezero_wsgi.activation.single_flight import Flight
 from scalezero_wsgi.activation.state import FunctionMeta
 from scalezero_wsgi.coordination import CoordinationError
 from scalezero_wsgi.coordination.base import Drain, DrainPhase, Lease
 from scalezero_wsgi.events import Reporter
-from scalezero_wsgi.providers.base import ListingProvider
 from tests.support.fakes import STARTING, UP, ZERO
 from tests.unit.coordination.simulation import (
     FOREVER,
@@ -41,6 +42,7 @@ OWN = ("heartbeat", "idler")
 class IdlingSimulation(Simulation):
     """
     :ivar calm: whether nobody dies and nothing is lost, so that each use is known until it is old.
+    :ivar outdated: whether the function runs with settings that have been changed since, after each start.
     :ivar used_until: when the last request ended that the function has served.
     """
 
@@ -48,7 +50,7 @@ class IdlingSimulation(Simulation):
         super().__init__(delay, lag, latency)
         self.engine: Any = StoppableEngine(self, delay, lag)
         self.requests: list[Request] = []
-        self.calm = False
+        self.calm = self.outdated = False
         self.used_until = -math.inf
 
     def worker(self) -> IdlingWorker:
@@ -124,6 +126,8 @@ class StoppableEngine:
         if not replicas:
             return ZERO
         count, labels = self._count, {"version": str(self._version)}
+        if self._simulation.outdated:
+            labels[OUTDATED] = "true"
         if now < since + self._delay + self._lag:
             return replace(STARTING, replicas=count, labels=labels)
         address = self.address_of(since)
@@ -183,14 +187,32 @@ class SimulatedGate(Gate):
 class SimulatedIdler(Idler):
     worker: IdlingWorker
 
-    def _drain(self, function: Function, now: float, idle_for: float) -> None:
+    def _drain(self, function: Function, now: float, idle_for: float | None) -> bool:
         if not self.worker.busy("drain"):
             simulation = self.worker.simulation
             simulation.spawn(self.worker, "drain", lambda: self._stop(function, idle_for))
+        return True
 
-    def _begin_list(self, provider: ListingProvider, now: float) -> None:
-        if not self.worker.busy("list"):
-            self.worker.simulation.spawn(self.worker, "list", lambda: self._list(provider))
+    def _replace(self, function: Function, now: float) -> None:
+        if now >= self._retries.not_before(function) and not self.worker.busy("drain"):
+            simulation = self.worker.simulation
+            simulation.spawn(self.worker, "drain", lambda: self._stop_outdated(function))
+
+    def _read(self, function: Function) -> None:
+        super()._read(function)
+        self.worker.simulation.task().looks.clear()  # it is none of the drain's looks
+
+
+class SimulatedListing(Listing):
+    def __init__(self, worker: IdlingWorker) -> None:
+        super().__init__(worker.scaler.context, processor_time=lambda: 0.0)
+        self._worker = worker
+
+    def _begin(self, now: float) -> bool:
+        if self._worker.busy("list"):
+            return False
+        self._worker.simulation.spawn(self._worker, "list", self.look)
+        return True
 
 
 class IdlingWorker(Worker):
@@ -221,6 +243,7 @@ class IdlingWorker(Worker):
             self.scaler.context, wire, self.gate, lambda *_: IDLE_AFTER, pace=PACE, shared=True
         )
         self.idler.worker = self
+        self.idler._listing = SimulatedListing(self)
         simulation.spawn(self, "idler", self._idle)
 
     def _idle(self) -> None:
@@ -397,6 +420,10 @@ class StoppingWire(EngineWire):
 
     What another writer changes between a drain's first look and its last must stand.
     """
+
+    @property
+    def tells_outdated(self) -> bool:
+        return bool(self._worker.simulation.outdated)  # type: ignore[attr-defined]
 
     def list_functions(self) -> list[Function]:
         return [HELLO]

@@ -186,7 +186,7 @@ class Worker:
         clock = simulation.clock
         report = Reporter([simulation.events.append])
         self.peers = SimulatedFleet(self, Wire(self), report, clock)
-        self.cache = FunctionCache(0.25, clock=clock)
+        self.cache = FunctionCache(0.25, stale_for=5.0, clock=clock)
         self.scaler = FunctionScaler(
             EngineWire(self),
             self.cache,
@@ -244,6 +244,9 @@ class SimulatedFleet(Peers):
         super().__init__(wire, report, clock, row=lambda name: WorkerReport(name, waiting=worker.waiting))
         self._simulated = worker
         self._heartbeat_runs = False
+
+    def pause(self, seconds: float) -> None:  # type: ignore[override]
+        self._simulated.simulation.sleep(seconds)
 
     def _start_heartbeat(self) -> None:
         if not self._heartbeat_runs:

@@ -51,11 +51,11 @@ functions = st.builds(Function, texts, texts)
 rows = st.builds(
     WorkerReport,
     texts,
-    st.dictionaries(functions, counts),
-    st.dictionaries(functions, counts),
-    st.dictionaries(functions, seconds),
-    st.dictionaries(functions, counts),
-    st.dictionaries(functions, st.floats(-1e9, 1e9)),
+    st.dictionaries(functions, counts, max_size=3),
+    st.dictionaries(functions, counts, max_size=3),
+    st.dictionaries(functions, seconds, max_size=3),
+    st.dictionaries(functions, counts, max_size=3),
+    st.dictionaries(functions, st.floats(-1e9, 1e9), max_size=3),
 )
 
 

@@ -14,7 +14,7 @@ import pytest
 from gunicorn.app.base import BaseApplication
 
 from scalezero_wsgi.coordination import Coordination, default, make_coordination
-from scalezero_wsgi.coordination.default import default_coordination
+from scalezero_wsgi.coordination.default import default_coordination, own_coordination
 from scalezero_wsgi.coordination.sqlite import SQLiteCoordination
 
 
@@ -86,3 +86,12 @@ def test_a_url_makes_a_store_for_the_user_of_the_workers(directory: Path) -> Non
     store = made(1, lambda: make_coordination(url))
     assert isinstance(store, SQLiteCoordination)
     assert (directory / "private").stat().st_uid == os.geteuid()
+
+
+def test_one_that_is_about_to_be_a_master_has_a_file_of_its_own(directory: Path) -> None:
+    """Nothing tells that gunicorn is about to run: it does not, yet."""
+    assert default_coordination(least_workers=1) is None
+    store = own_coordination()
+    assert isinstance(store, SQLiteCoordination)
+    assert store._path.parent == directory
+    assert f"-{os.getpid()}-" in store._path.name

@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from scalezero_wsgi.activation.activation import PROVIDER_PATIENCE
 from scalezero_wsgi.activation.idling.drain import ACKNOWLEDGE, TAKE_EFFECT
 from scalezero_wsgi.activation.idling.gate import REPORT_EVERY, VANISHED_IN_USE
-from scalezero_wsgi.activation.idling.idler import LIST_EVERY, NEWLY_LED
+from scalezero_wsgi.activation.idling.idler import NEWLY_LED
+from scalezero_wsgi.activation.idling.listing import LIST_EVERY
 from scalezero_wsgi.activation.state import SETTLE
 from scalezero_wsgi.coordination.base import DrainPhase
 from scalezero_wsgi.coordination.heartbeat import HEARTBEAT
@@ -297,9 +298,12 @@ class StormyIdle(Idle):
 
     @rule(seconds=st.sampled_from([0.5, 3.0]))
     def the_store_is_lost(self, seconds: float) -> None:
+        begun, reported_again = self.world.clock(), self.forgot_at + REPORT_EVERY + 3 * PACE
         self.world.down = True
         self.go_on(seconds)
         self.world.down = False
+        if begun < reported_again:  # nobody could tell the store again what it has forgotten
+            self.forgot_at = self.world.clock()
 
     # While the function is being stopped it would be a second fault: nobody could know that it is to end.
     @precondition(lambda self: not self.is_in(DrainPhase.STOPPING))

@@ -48,6 +48,7 @@ def leave_while_a_flight_begins(path: Path) -> None:
     sys.exit()  # which runs what is registered at exit, as the end of gunicorn's workers does
 
 
+@pytest.mark.soak
 @pytest.mark.server
 def test_a_lease_that_is_given_to_one_who_leaves_is_given_back(tmp_path: Path) -> None:
     path = tmp_path / "private" / "fleet.db"

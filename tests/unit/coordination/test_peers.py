@@ -90,10 +90,17 @@ class Store:
 
 
 class Quiet(Peers):
-    """Its heartbeat runs only when the test calls it."""
+    """Its heartbeat runs only when the test calls it, and it pauses in no time."""
+
+    pauses = 0
 
     def _start_heartbeat(self) -> None:
         pass
+
+    def pause(self, seconds: float) -> None:  # type: ignore[override]
+        self.pauses += 1
+        assert isinstance(self.clock, Clock)
+        self.clock.advance(seconds)
 
 
 class Bench:
@@ -317,6 +324,34 @@ class TestFollowing:
             bench.store.before["changes"] = lambda: other.publish(READY)
             assert bench.run_once(if_new) == "followed"
         assert "wait" not in bench.store.calls
+
+    def test_for_nobodys_sake_the_store_is_asked_now_and_then_and_no_changes_are_watched(
+        self, bench: Bench
+    ) -> None:
+        def is_urgent() -> bool:
+            if bench.peers.pauses == 3:
+                other.publish(READY)
+            return False
+
+        with bench.led_by_another() as other:
+            found = bench.peers.run_once(HELLO, never, if_new, lambda lead: "led", is_urgent)
+        assert found == "followed"
+        assert bench.clock() == pytest.approx(4 * FOLLOWER_POLL)
+        assert "changes" not in bench.store.calls
+
+    def test_they_are_watched_as_soon_as_somebody_waits(self, bench: Bench) -> None:
+        with bench.led_by_another() as other:
+            bench.store.before["wait"] = lambda: other.publish(READY)
+            found = bench.peers.run_once(
+                HELLO, never, if_new, lambda lead: "led", lambda: bench.peers.pauses == 3
+            )
+        assert found == "followed"
+        assert bench.clock() == pytest.approx(4 * FOLLOWER_POLL)  # one of them in the store
+
+    def test_for_nobodys_sake_it_ends_at_the_deadline_too(self, bench: Bench) -> None:
+        with bench.led_by_another(), pytest.raises(NotAvailable):
+            bench.peers.run_once(HELLO, lambda: 1.0, nothing, lambda lead: "led", lambda: False)
+        assert bench.clock() == pytest.approx(1.0, abs=2 * FOLLOWER_POLL)
 
     def test_an_outcome_that_came_right_before_the_lease_is_taken(self, bench: Bench) -> None:
         def another_ends() -> None:

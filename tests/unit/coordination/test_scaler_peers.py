@@ -13,7 +13,7 @@ from scalezero_wsgi import FunctionFailed, FunctionNotFound, ProviderError, Repl
 from scalezero_wsgi.activation.activation import LEADER_SILENT, PROVIDER_PATIENCE, UNWANTED_PAUSE
 from scalezero_wsgi.activation.outages import FIRST_PAUSE, LONGEST_PAUSE
 from scalezero_wsgi.activation.refresh import FOLLOW
-from scalezero_wsgi.activation.scaler import LINGER
+from scalezero_wsgi.activation.scaler import HEAD_START, LINGER
 from scalezero_wsgi.activation.single_flight import Flight
 from scalezero_wsgi.activation.state import SETTLE, STABLE, FunctionMeta
 from scalezero_wsgi.coordination import CoordinationError
@@ -26,10 +26,11 @@ from scalezero_wsgi.events import (
     FunctionReady,
     ScaleRequested,
     StartFailed,
+    StatusQueried,
 )
 from scalezero_wsgi.model import NotAvailable, ProviderSilent
 from tests.support.fakes import STARTING, UP, ZERO
-from tests.unit.coordination.simulation import HELLO, Engine, Simulation
+from tests.unit.coordination.simulation import HELLO, Engine, Simulation, Worker
 
 EXPIRY = 0.25
 BROKEN = replace(STARTING, failure="the image cannot be pulled")
@@ -146,6 +147,8 @@ class TestOneFlight:
         assert len(world.provider.sets) == 1
         assert world.provider.queries == alone.provider.queries
         assert len([event for event in world.events if isinstance(event, FunctionReady)]) == 4
+        led = [event.led for event in world.events if isinstance(event, StatusQueried)]
+        assert sorted(led) == [False, False, False, True]
         assert all(worker.scaler.last_starts(HELLO) for worker in world.workers)
 
     def test_a_follower_that_sees_the_end_alone_has_waited_for_the_start_all_the_same(self) -> None:
@@ -175,7 +178,8 @@ class TestOneFlight:
         world.all_land()
         assert starting == [False, True]
         assert worker.scaler.last_starts(HELLO)
-        assert [type(event) for event in world.events] == [FunctionReady]
+        assert [type(event) for event in world.events] == [StatusQueried, FunctionReady]
+        assert world.events[0] == StatusQueried(HELLO, 1, 0, led=False)
 
     def test_who_comes_when_it_is_up_asks_nobody(self) -> None:
         world = World(2)
@@ -732,6 +736,26 @@ class TestRefresh:
             meta = worker.cache.find(HELLO)
             assert meta is not None
             assert not meta.expired(EXPIRY + 0.1, world.clock())
+
+    def test_who_has_asked_last_asks_again_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Then the others find its answer. If it does not ask, for no request comes to it, they do."""
+        world = World(2)
+        world.answer(UP)
+        asking: list[Worker] = []
+        for worker in world.workers:
+            worker.refresh()
+            world.all_land()
+            monkeypatch.setattr(worker.scaler, "refresh", lambda _, worker=worker: asking.append(worker))
+        assert world.provider.queries == 1
+        first, second = world.workers
+        for passed, asked in ((EXPIRY + 0.01, [first]), (HEAD_START, [first, second])):
+            world.clock.advance(passed)
+            asking.clear()
+            for worker in world.workers:
+                meta = worker.cache.find(HELLO)
+                assert meta is not None
+                worker.scaler.refresh_stale(meta, world.clock())
+            assert asking == asked
 
     def test_a_slow_answer_serves_all_who_waited(self) -> None:
         world = World(4, latency=2.0)

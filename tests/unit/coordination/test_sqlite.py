@@ -432,8 +432,9 @@ def use_from_elsewhere(path: Path) -> None:
 
 class TestWaiting:
     @pytest.fixture
-    def busy(self, path: Path) -> Iterator[SQLiteCoordination]:
+    def busy(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SQLiteCoordination]:
         """Another connection keeps the file to itself."""
+        monkeypatch.setattr(sqlite, "BUSY", 0.2)
         store = SQLiteCoordination(path)
         tell(store)
         writer = sqlite3.connect(path, isolation_level=None)

@@ -227,9 +227,9 @@ def machine_settings(examples: int) -> settings:
 
 
 TestCalm = Calm.TestCase
-TestCalm.settings = machine_settings(30)
+TestCalm.settings = machine_settings(15)
 TestStormy = Stormy.TestCase
-TestStormy.settings = machine_settings(60)
+TestStormy.settings = machine_settings(30)
 
 
 @pytest.mark.soak
