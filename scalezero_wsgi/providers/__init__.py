@@ -6,6 +6,7 @@ module is imported when it is first named, so that nobody pays for one that they
 
 from __future__ import annotations
 
+import inspect
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -88,6 +89,10 @@ def make_provider(which: str, **keywords: Any) -> Provider:
     scheme, colon, _ = which.partition(":")
     provider = _class_of(scheme.partition("+")[0])
     if not colon:
+        try:
+            inspect.signature(provider).bind(**keywords)
+        except TypeError as error:
+            raise SettingError(f"provider {scheme}: {error}") from None
         return cast("Provider", provider(**keywords))
     if keywords:
         raise SettingError(f"provider {scheme}: a URL takes no keywords ({', '.join(keywords)})")

@@ -63,7 +63,12 @@ class WatchingProvider(Provider, Protocol):
 
 @runtime_checkable
 class ListingProvider(Provider, Protocol):
-    """A provider that can name its functions."""
+    """A provider that can name its functions.
+
+    If it has a true attribute ``lists_only_functions``, all that it lists are functions, and count in a
+    budget (``max_running`` and the like) when they are up. Of another one, such as an engine that lists
+    databases, too, those count that are used, or labelled for the middleware.
+    """
 
     def list_functions(self) -> Iterable[Function]:
         """Name every function that the provider knows."""

@@ -90,6 +90,8 @@ class OpenFaaSProvider:
     :raises SettingError: a value is not allowed, or a file cannot be read.
     """
 
+    lists_only_functions = True
+
     def __init__(
         self,
         url: str,
@@ -273,8 +275,8 @@ def _read(found: object) -> ReplicaStatus:
     if replicas < 0 or available < 0:
         raise ProviderError(f"the gateway tells of {replicas} replicas, {available} available")
     labels = _texts(found, "labels")
-    most = _scale_label(labels, "max")
-    least = _scale_label(labels, "min") or 1
+    most = _scale_label(labels, "com.openfaas.scale.max")
+    least = _scale_label(labels, "com.openfaas.scale.min") or 1
     return ReplicaStatus(
         replicas,
         available if replicas else 0,  # those that are left are being stopped
@@ -301,7 +303,7 @@ def _texts(found: object, key: str) -> dict[str, str]:
     return {str(name): str(text) for name, text in _field(found, key, dict).items()}
 
 
-def _scale_label(labels: Mapping[str, str], name: str) -> int | None:
+def _scale_label(labels: Mapping[str, str], label: str) -> int | None:
     """Return the count that the label tells; ``None`` for 0 and for what is no count."""
-    text = labels.get(f"com.openfaas.scale.{name}", "").strip()
+    text = labels.get(label, "").strip()
     return (int(text) or None) if _COUNT.fullmatch(text) else None

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from typing import IO
 
 from ..._lib.per_process import PerProcess
 from ...model import Function
 from .config import ProcessFunction
 from .group import ProcessId
+
+_END = 0.1
+"""Seconds that a process may take from the beginning of its end to its exit status: it frees its memory."""
 
 
 class Children:
@@ -59,6 +63,15 @@ class Children:
             return None
         pids.pop(key, None)
         return os.waitstatus_to_exitcode(status) if pid == wanted else None
+
+    def reap_soon(self, key: Function, wanted: int) -> int | None:
+        """Take the exit status of this worker's child, which has begun to end: wait for it a moment."""
+        deadline = time.monotonic() + _END
+        while True:
+            code = self.reap(key, wanted)
+            if code is not None or self._pids.get().get(key) != wanted or time.monotonic() >= deadline:
+                return code
+            time.sleep(0.001)
 
     def reap_former(self, key: Function, pid: int) -> None:
         """Reap a child that is no longer the function's process, ``pid``: it would stay a zombie."""

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import Signals
@@ -14,14 +14,22 @@ from types import MappingProxyType
 from typing import Any
 
 from ..._lib.idle_action import idle_action
-from ...model import Function, SettingError
+from ..._lib.sizes import memory
+from ...model import Function, ScaleZeroError, SettingError
 from ...schedule import schedule
 from ..checks import URL_PATH, duration, not_allowed, positive_duration
 
 IDLE_AFTER, IDLE_ACTION = "scalezero.idle-after", "scalezero.idle-action"
 KEEP_WARM = "scalezero.keep-warm"
+BUDGET, MEMORY = "scalezero.budget", "scalezero.memory"
 
-_KEYS = ("command", "ready", "env", "cwd", "stop", "idle_after", "idle_action", "keep_warm")
+OUTDATED = "scalezero.outdated"
+"""The label of a function whose process was started with other settings than it has now."""
+
+_KEYS = (
+    *("command", "ready", "env", "cwd", "stop", "idle_after", "idle_action", "keep_warm", "sleep", "wake"),
+    *("memory", "budget"),
+)
 
 _NAME_PART = re.compile(r"[a-zA-Z0-9_]([-a-zA-Z0-9_.]{0,61}[a-zA-Z0-9_])?", re.ASCII)
 
@@ -97,6 +105,13 @@ class ProcessFunction:
         after 1h"``; ``None``: the middleware's settings say that.
     :param keep_warm: hours such as ``"Mon-Fri 08:00-18:00 Europe/Berlin"`` in which the middleware keeps it
         up, see :mod:`scalezero_wsgi.schedule`, or ``"never"``; ``None``: as above.
+    :param sleep: the path to which it is sent a POST when it is paused, such as vLLM's ``/sleep?level=1``,
+        instead of being halted; with ``wake`` only. Each is to be answered with 2xx within ``ready.timeout``.
+    :param wake: the path to which it is sent a POST when it is to go on, such as vLLM's ``/wake_up``.
+    :param memory: how much it needs, in bytes or as a string such as ``"4GiB"``, for the middleware's
+        ``max_memory``; ``None``: it does not count there.
+    :param budget: the group in whose budget it counts (``max_running_of``, ``max_memory_of``); ``None``: in
+        none.
     :raises SettingError: a value is not allowed.
     :raises MissingExtra: the hours need a library that is not installed.
     """
@@ -109,6 +124,10 @@ class ProcessFunction:
     idle_after: float | str | None = None
     idle_action: str | None = None
     keep_warm: str | None = None
+    sleep: str | None = None
+    wake: str | None = None
+    memory: int | str | None = None
+    budget: str | None = None
 
     def __post_init__(self) -> None:
         command: object = self.command
@@ -138,13 +157,33 @@ class ProcessFunction:
                 schedule(self.keep_warm)
             except ValueError as error:
                 raise SettingError(f"keep_warm: {error}") from None
+        for name, path in (("sleep", self.sleep), ("wake", self.wake)):
+            if path is not None and not (_is_text(path) and URL_PATH.fullmatch(path)):
+                raise not_allowed(
+                    name, path, "a path such as '/sleep?level=1' or '/wake_up', percent-encoded"
+                )
+        if (self.sleep is None) is not (self.wake is None):
+            raise SettingError("sleep and wake belong together: set both, or neither")
+        if self.memory is not None:
+            try:
+                object.__setattr__(self, "memory", memory(self.memory))
+            except ValueError as error:
+                raise SettingError(f"memory: {error}") from None
+        if self.budget is not None and not (_is_text(self.budget) and self.budget.strip()):
+            raise not_allowed("budget", self.budget, "the name of a group")
         object.__setattr__(self, "command", tuple(self.command))
         object.__setattr__(self, "env", MappingProxyType(dict(self.env)))
 
     @property
     def labels(self) -> Mapping[str, str]:
         """What the middleware reads from a function's labels, as the provider tells it."""
-        told = {IDLE_AFTER: self.idle_after, IDLE_ACTION: self.idle_action, KEEP_WARM: self.keep_warm}
+        told = {
+            IDLE_AFTER: self.idle_after,
+            IDLE_ACTION: self.idle_action,
+            KEEP_WARM: self.keep_warm,
+            MEMORY: self.memory,
+            BUDGET: self.budget,
+        }
         return {label: str(value) for label, value in told.items() if value is not None}
 
 
@@ -155,14 +194,65 @@ def functions_from_toml(path: str | os.PathLike[str]) -> dict[str, ProcessFuncti
     :raises SettingError: it cannot be read, or a key or a value in it is not allowed.
     """
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
+        raise SettingError(f"{os.fspath(path)} cannot be read: {error}") from error
+    return functions_from_text(text, path)
+
+
+def functions_from_text(text: str, path: str | os.PathLike[str]) -> dict[str, ProcessFunction]:
+    """Read what stood in a file, as :func:`functions_from_toml` does.
+
+    :param path: the file; it need not be there any more.
+    :raises SettingError: as there.
+    """
+    base = Path(path).parent
+    return {key: _from_table(key, table, base) for key, table in _tables(text, path).items()}
+
+
+def faults_of(path: str | os.PathLike[str]) -> list[ScaleZeroError]:
+    """Return all that is wrong in a file of functions; nothing: it can be read."""
+    try:
+        tables = _tables(Path(path).read_text(encoding="utf-8"), path)
+    except OSError as error:
+        return [SettingError(f"{os.fspath(path)} cannot be read: {error}")]
+    except SettingError as error:
+        return [error]
+    faults: list[ScaleZeroError] = []
+    for key, table in tables.items():
+        try:
+            checked_name(key)
+        except SettingError as error:
+            faults.append(error)
+        for part in _parts(table):
+            try:
+                _from_table(key, part, Path(path).parent)
+            except ScaleZeroError as error:
+                faults.append(error)
+    return faults
+
+
+def _parts(table: object) -> Iterator[object]:
+    """Yield a function's table key by key, each with what it cannot be without."""
+    if not isinstance(table, Mapping):
+        yield table
+        return
+    together = {key: table[key] for key in ("sleep", "wake") if key in table}
+    yield {"command": table.get("command")}
+    for part in ({key: table[key]} for key in table if key not in ("command", *together)):
+        yield {"command": ["true"], **part}
+    yield {"command": ["true"], **together}
+
+
+def _tables(text: str, path: str | os.PathLike[str]) -> Mapping[str, object]:
+    try:
+        content = tomllib.loads(text)
+    except ValueError as error:
         raise SettingError(f"{os.fspath(path)} cannot be read: {error}") from error
     tables = _table("the file", content, ("functions",)).get("functions")
     if not isinstance(tables, Mapping) or not tables:
         raise not_allowed("functions", tables, "one table [functions.<name>] or more")
-    base = Path(path).parent
-    return {key: _from_table(key, table, base) for key, table in tables.items()}
+    return tables
 
 
 def _from_table(key: str, table: object, base: Path) -> ProcessFunction:

@@ -21,7 +21,7 @@ from typing import IO
 
 from ...model import Function, ProviderError, SettingError
 from ..checks import not_allowed
-from .config import ProcessFunction, Stop, digest, split_name
+from .config import ProcessFunction, Ready, Stop, digest, split_name
 from .state import ProcessState
 
 LOCK_WAIT = 5.0
@@ -37,15 +37,19 @@ class StartedWith:
 
     :param digest: the same for equal settings.
     :param stop: how the process is stopped.
+    :param ready: when it counts as available; ``None``: an earlier release has not kept that.
+    :param source: the file that the settings stood in; empty: not known, or none.
     """
 
     digest: str
     stop: Stop
+    ready: Ready | None = None
+    source: str = ""
 
     @classmethod
-    def of(cls, function: Function, settings: ProcessFunction) -> StartedWith:
+    def of(cls, function: Function, settings: ProcessFunction, source: str = "") -> StartedWith:
         """Return it for a function that is about to be started."""
-        return cls(digest({function: settings}), settings.stop)
+        return cls(digest({function: settings}), settings.stop, settings.ready, source)
 
 
 class StateDirectory:
@@ -86,7 +90,9 @@ class StateDirectory:
         """Return with what the process was started; ``None`` if it is not known: by an earlier release."""
         try:
             content = json.loads(self._file(function, "settings").read_bytes())
-            return StartedWith(str(content["digest"]), Stop(content["signal"], content["grace"]))
+            ready = Ready(*content["ready"]) if "ready" in content else None
+            stop = Stop(content["signal"], content["grace"])
+            return StartedWith(str(content["digest"]), stop, ready, str(content.get("source", "")))
         except (OSError, ValueError, TypeError, LookupError, SettingError):
             return None
 
@@ -96,7 +102,14 @@ class StateDirectory:
         :raises OSError: as :meth:`write`.
         """
         stop = settings.stop
-        content = {"digest": settings.digest, "signal": stop.signal, "grace": stop.grace}
+        content: dict[str, object] = {
+            "digest": settings.digest,
+            "signal": stop.signal,
+            "grace": stop.grace,
+            "source": settings.source,
+        }
+        if settings.ready is not None:
+            content["ready"] = [settings.ready.path, settings.ready.timeout]
         self._replace(function, "settings", content)
 
     @contextlib.contextmanager
@@ -170,7 +183,7 @@ def default_path(functions: Mapping[Function, ProcessFunction]) -> Path:
 
 def path_for_file(file: str | os.PathLike[str]) -> Path:
     """Return the directory of the functions of a file, whatever is in it; another one for another path."""
-    return _of_this_user(hashlib.sha256(os.fsencode(Path(file).absolute())).hexdigest()[:16])
+    return _of_this_user(hashlib.sha256(os.fsencode(Path(file).resolve())).hexdigest()[:16])
 
 
 def paths_of_this_user() -> list[Path]:

@@ -11,6 +11,9 @@ from typing import NamedTuple, Self
 
 _PROC = Path("/proc")
 
+_EXITING = 0x4
+"""``PF_EXITING`` of linux/sched.h: set before the files and sockets of a process are closed."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
@@ -33,6 +36,11 @@ class ProcessId:
         """Return whether it is there, and no zombie."""
         stat = _read_stat(self.pid)
         return stat is not None and stat.started == self.started and stat.alive
+
+    def serves(self) -> bool:
+        """Return whether it lives and has not begun to end: while it ends, its sockets are closed already."""
+        stat = _read_stat(self.pid)
+        return stat is not None and stat.started == self.started and stat.alive and not stat.exiting
 
     def group_lives(self) -> bool:
         """Return whether its group has members other than zombies."""
@@ -67,6 +75,7 @@ class _Stat(NamedTuple):
 
     state: str
     group: int
+    exiting: bool
     started: str
 
     @property
@@ -83,12 +92,12 @@ def _read_stat(pid: int) -> _Stat | None:
         if _has_proc():
             return None
     else:
-        return _Stat(fields[0], int(fields[2]), fields[19])
+        return _Stat(fields[0], int(fields[2]), bool(int(fields[6]) & _EXITING), fields[19])
     try:
         os.kill(pid, 0)
     except OSError:
         return None
-    return _Stat("?", pid, "")
+    return _Stat("?", pid, False, "")
 
 
 def _has_proc() -> bool:

@@ -14,12 +14,11 @@ import logging
 import math
 import os
 import signal
-import socket
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 from urllib.parse import unquote
 
 from ...model import Function, FunctionNotFound, ProviderError, ReplicaStatus
@@ -28,9 +27,11 @@ from ..probe import answers
 from ..url import read_url
 from . import files
 from .children import Children
-from .config import ProcessFunction, Ready, Stop, checked_name, functions_from_toml
+from .config import OUTDATED, ProcessFunction, Ready, Stop, checked_name, digest, functions_from_toml
 from .files import StartedWith, StateDirectory
 from .group import ProcessId
+from .ports import free_port
+from .sleep import ask
 from .state import HOST, Phase, ProcessState
 
 __all__ = ["ProcessFunction", "ProcessProvider", "Ready", "Stop"]
@@ -42,6 +43,14 @@ _KILL_WAIT = 5.0
 _NOT_CONFIGURED = ProcessFunction(["true"])
 
 
+class Changes(NamedTuple):
+    """How the functions that were taken over differ from those before."""
+
+    new: list[Function]
+    changed: list[Function]
+    removed: list[Function]
+
+
 class ProcessProvider:
     """Runs each function as one process of this host.
 
@@ -51,19 +60,22 @@ class ProcessProvider:
     :param functions: by ``"name"`` or ``"name.namespace"``. A changed command counts from the next start.
     :param state_dir: a directory that only its owner may enter; made if there is none. The default lies
         in the system's temporary directory and is shared by equal ``functions`` of one user.
+    :ivar tells_outdated: whether a status has the label ``scalezero.outdated`` when the process was started
+        with other settings than the function has now; for who calls :meth:`take_over`.
     :raises SettingError: a function's name, or the directory, is not allowed.
     """
+
+    lists_only_functions = True
+    tells_outdated = False
 
     def __init__(
         self, functions: Mapping[str, ProcessFunction], *, state_dir: str | os.PathLike[str] | None = None
     ) -> None:
-        self._functions = {checked_name(key): functions[key] for key in functions}
-        for key, function in self._functions.items():
-            if not isinstance(function, ProcessFunction):
-                raise not_allowed(f"function {key}", function, "a ProcessFunction")
+        self._functions = _checked(functions)
         path = files.default_path(self._functions) if state_dir is None else Path(state_dir)
         self._states = StateDirectory(path)
         self._children = Children()
+        self._source = ""
 
     @classmethod
     def from_toml(
@@ -75,7 +87,9 @@ class ProcessProvider:
         :param state_dir: as for the class.
         :raises SettingError: it cannot be read, or a key or a value in it is not allowed.
         """
-        return cls(functions_from_toml(path), state_dir=state_dir)
+        provider = cls(functions_from_toml(path), state_dir=state_dir)
+        provider._source = str(Path(path).resolve())
+        return provider
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -85,6 +99,34 @@ class ProcessProvider:
         """
         parts, keywords = read_url(url, ("state_dir",))
         return cls.from_toml(parts.netloc + unquote(parts.path), **keywords)
+
+    @property
+    def functions(self) -> Mapping[Function, ProcessFunction]:
+        """What is set for each function."""
+        return self._functions
+
+    def take_over(self, functions: Mapping[str, ProcessFunction]) -> Changes:
+        """Set these functions in place of those before, all at once. No process is touched.
+
+        What has changed in a command counts from the next start; a function that is not among them is not
+        known any more, and what runs of it is :meth:`left_over`.
+
+        :raises SettingError: as the class; then all stays as it was.
+        """
+        before, after = self._functions, _checked(functions)
+        self._functions = after
+        return Changes(
+            new=[key for key in after if key not in before],
+            changed=[key for key in after if key in before and after[key] != before[key]],
+            removed=[key for key in before if key not in after],
+        )
+
+    def left_over(self) -> list[Function]:
+        """Name what runs in the state directory and is not set, or not any more.
+
+        A state that cannot be read counts as one that runs.
+        """
+        return [key for key in self._states.functions() if key not in self._functions and self._may_run(key)]
 
     def list_functions(self) -> list[Function]:
         """Name every function, in the order they were given. Asks nothing and never fails."""
@@ -105,8 +147,9 @@ class ProcessProvider:
         """Start the process or let a paused one go on, or stop it.
 
         :param replicas: 1 or more: start it unless it runs, and return without waiting until it is
-            ready. A paused one is replaced if its settings have changed since its start. While an old
-            process is still being stopped, its end is waited for first. 0: stop it, and return when it and
+            ready. A paused one is replaced if its settings have changed since its start, or if it sleeps and
+            does not wake up, which is waited for. While an old process is still being stopped, its end is
+            waited for first. 0: stop it, and return when it and
             its children are gone, killed after the grace if need be.
         :raises FunctionNotFound: it was not configured.
         :raises ProviderError: the state cannot be read or written, or the process cannot be killed. A
@@ -116,23 +159,36 @@ class ProcessProvider:
         if replicas < 1:
             self._stop([key])
         else:
+            self._wake(key)
             while (kill_at := self._start(key)) is not None:
                 _raise_first(self._await_stop({key: kill_at}))
 
     def pause(self, name: str, namespace: str) -> None:
         """Halt the process and its children, by SIGSTOP: they keep memory, files and connections, and take no
-        time of the processor.
+        time of the processor. One that has a ``sleep`` path is asked to sleep instead.
 
         :raises FunctionNotFound: it was not configured.
-        :raises ProviderError: the state cannot be read or written.
+        :raises ProviderError: the state cannot be read or written, or the process does not go to sleep, and
+            goes on.
         """
         key = self._known(name, namespace)
+        settings = self._settings(key)
         with self._states.locked(key):
             state = self._settle(key)
-            if state.phase in (Phase.STARTING, Phase.READY):
-                # First: if this worker died in between, a process that is halted would count as available.
-                self._states.write(key, state.paused())
+            if state.phase not in (Phase.STARTING, Phase.READY):
+                return
+            # First: if this worker died in between, a process that is halted would count as available.
+            self._states.write(key, state.paused())
+            if settings.sleep is None:
                 state.process.signal(signal.SIGSTOP)
+                return
+        try:  # without the lock: that may take long
+            ask(state.port, settings.sleep, settings.ready.timeout)
+        except ProviderError as error:
+            if error.__cause__ is not None:  # there was no answer: it may still go to sleep
+                self._wake(key)
+            self._start(key)
+            raise
 
     def wait_for_change(
         self, name: str, namespace: str, seen: ReplicaStatus, timeout: float
@@ -192,7 +248,8 @@ class ProcessProvider:
 
     def _is_changed(self, key: Function) -> bool:
         function = self._functions.get(key)
-        return function is None or self._states.started_with(key) != StartedWith.of(key, function)
+        started_with = self._states.started_with(key)
+        return function is None or started_with is None or started_with.digest != digest({key: function})
 
     def _known(self, name: str, namespace: str) -> Function:
         key = Function(name, namespace)
@@ -204,8 +261,18 @@ class ProcessProvider:
         """Return what is set for a function; the defaults for one that only an earlier worker knew."""
         return self._functions.get(key, _NOT_CONFIGURED)
 
+    def _ready(self, key: Function, state: ProcessState) -> Ready:
+        """Return when the process counts as available: by the settings that it was started with."""
+        started_with = self._states.started_with(key) if state.phase is Phase.STARTING else None
+        if started_with is None or started_with.ready is None:
+            return self._settings(key).ready
+        return started_with.ready
+
     def _status(self, key: Function, state: ProcessState) -> ReplicaStatus:
-        return replace(state.status(), labels=self._settings(key).labels)
+        labels = self._settings(key).labels
+        if self.tells_outdated and state.runs and state.phase is not Phase.STOPPING and self._is_changed(key):
+            labels = {**labels, OUTDATED: "true"}
+        return replace(state.status(), labels=labels)
 
     # -- what has become of the process
 
@@ -216,11 +283,11 @@ class ProcessProvider:
         if not state.runs:
             return state
         self._states.trim_log(key)
-        ready = self._settings(key).ready
+        ready = self._ready(key, state)
         answered = state.phase is Phase.STARTING and answers(HOST, state.port, ready.path, probe_timeout)
         is_due = time.monotonic() >= state.due(ready.timeout)
         # Without /proc (no start time) only the parent can tell a zombie, and it does so under the lock.
-        if state.process.started and state.process.lives() and not answered and not is_due:
+        if state.process.started and state.process.serves() and not answered and not is_due:
             return state
         with self._states.locked(key):
             return self._settle(key, state.process if answered else None)
@@ -250,15 +317,18 @@ class ProcessProvider:
             if time.monotonic() >= state.kill_at:
                 process.signal(signal.SIGKILL)
             return state
-        if not lives:
+        if not lives or not process.serves():
+            if code is None:
+                code = self._children.reap_soon(key, process.pid)
             process.signal(signal.SIGKILL)  # what it left in its group
             return state.exited(self._exit_reason(key, state, code))
         if answered and state.phase is Phase.STARTING:
             return state.answered()
-        if time.monotonic() >= state.due(settings.ready.timeout):
+        ready = self._ready(key, state)
+        if time.monotonic() >= state.due(ready.timeout):
             process.signal(settings.stop.signum)
             # No waiting here: whoever asks after the grace has it killed.
-            failure = f"was not ready within {settings.ready.timeout:g} s"
+            failure = f"was not ready within {ready.timeout:g} s"
             return state.stopping(time.monotonic() + settings.stop.grace, failure)
         return state
 
@@ -293,14 +363,29 @@ class ProcessProvider:
                     raise
             return state.kill_at if state.phase is Phase.STOPPING else None
 
+    def _wake(self, key: Function) -> None:
+        """Ask a process that sleeps to wake up; stop one that does not."""
+        state, settings = self._states.read(key), self._settings(key)
+        if settings.wake is None or state.phase is not Phase.PAUSED or self._is_changed(key):
+            return
+        state.process.signal(signal.SIGCONT)  # it was halted, if it had no such path then
+        try:
+            ask(state.port, settings.wake, settings.ready.timeout)
+        except ProviderError as error:
+            _log.warning("function %s does not wake up and is started anew: %s", key, error)
+            self._stop([key])
+
     def _resume(self, state: ProcessState) -> ProcessState:
         state.process.signal(signal.SIGCONT)
         return state.resumed(time.monotonic())
 
     def _launch(self, key: Function, state: ProcessState) -> ProcessState:
-        function = self._functions[key]
-        port = self._free_port()
-        self._states.write_started_with(key, StartedWith.of(key, function))
+        functions = self._functions
+        function = functions.get(key)
+        if function is None:  # others were taken over meanwhile
+            raise FunctionNotFound(*key)
+        port = free_port(sorted(functions).index(key), len(functions))
+        self._states.write_started_with(key, StartedWith.of(key, function, self._source))
         with self._states.new_log(key) as log:
             try:
                 process = self._children.start(key, function, port, log)
@@ -308,16 +393,6 @@ class ProcessProvider:
                 _log.warning("function %s: %r cannot be started: %s", key, function.command[0], error)
                 return state.not_launched(f"the command cannot be started: {error.strerror}")
         return state.launched(process, port, time.monotonic())
-
-    def _free_port(self) -> int:
-        """Find a port that nothing listens on, and that no other function has been given."""
-        taken = {self._states.read(key).port for key in self._functions}
-        while True:
-            with socket.socket() as probe:
-                probe.bind((HOST, 0))
-                port: int = probe.getsockname()[1]
-            if port not in taken:
-                return port
 
     def _may_run(self, key: Function) -> bool:
         try:
@@ -379,6 +454,14 @@ class ProcessProvider:
         except ProviderError as error:
             errors.append(error)
             return False
+
+
+def _checked(functions: Mapping[str, ProcessFunction]) -> dict[Function, ProcessFunction]:
+    checked = {checked_name(key): functions[key] for key in functions}
+    for key, function in checked.items():
+        if not isinstance(function, ProcessFunction):
+            raise not_allowed(f"function {key}", function, "a ProcessFunction")
+    return checked
 
 
 def _raise_first(errors: Collection[ProviderError]) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from ...model import Function, ProviderError, SettingError
 from . import files
 from .files import StateDirectory
 from .provider import ProcessProvider
 from .state import Phase
+
+SERVED = ".served"
+"""A file in the directory of functions that a server holds; no function's name begins with a dot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +25,7 @@ class Running:
 
     :param age: seconds since it was started, or resumed.
     :param log: the file that has what it wrote.
+    :param source: the file of functions that it was started from; empty: not known, or none.
     """
 
     function: Function
@@ -28,6 +34,7 @@ class Running:
     port: int
     age: float
     log: Path
+    source: str = ""
 
     @property
     def state_dir(self) -> Path:
@@ -66,6 +73,28 @@ def stop(processes: Collection[Running]) -> None:
         raise errors[0]
 
 
+def serving(state_dir: Path) -> IO[str]:
+    """Note that a server runs the functions of a directory, until what is returned is closed.
+
+    Its functions' processes do not inherit the file (PEP 446), so none of them is taken for a server.
+    """
+    held = (state_dir / SERVED).open("a")
+    fcntl.flock(held, fcntl.LOCK_SH)
+    return held
+
+
+def is_served(state_dir: Path) -> bool:
+    """Return whether a server runs the functions of a directory, be they up or not."""
+    try:
+        with (state_dir / SERVED).open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def _is_private(path: Path) -> bool:
     try:
         StateDirectory(path)
@@ -82,5 +111,7 @@ def _in(path: Path) -> list[Running]:
         if state.runs and state.process.lives():
             age = time.monotonic() - state.started_at
             log = states.log_path(function)
-            found.append(Running(function, state.phase, state.process.pid, state.port, age, log))
+            started_with = states.started_with(function)
+            source = "" if started_with is None else started_with.source
+            found.append(Running(function, state.phase, state.process.pid, state.port, age, log, source))
     return found

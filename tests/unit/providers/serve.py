@@ -1,6 +1,6 @@
 """A function for tests: a tiny HTTP server that tells about itself and misbehaves on request.
 
-Usage: serve.py PORT [ignore-term] [child] [failing-first] [silent]
+Usage: serve.py PORT [ignore-term] [child] [failing-first] [silent] [many-files]
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -29,7 +30,13 @@ if "child" in options:
 print("listening", flush=True)
 if "silent" in options:
     time.sleep(600)
+count = (
+    1000 if "many-files" in options else 0
+)  # of which some are closed after the server's socket, when it ends
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+pairs = [socket.socketpair() for _ in range(count)]
 server = socket.create_server(("127.0.0.1", int(port)))
+pairs += [socket.socketpair() for _ in range(count)]
 answers = 0
 while True:
     connection, _ = server.accept()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +19,7 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from scalezero_wsgi.providers.process import group as process_group
 from scalezero_wsgi.providers.process import provider as module
 from scalezero_wsgi.providers.process.files import StateDirectory
 from scalezero_wsgi.providers.process.group import ProcessId
+from scalezero_wsgi.providers.process.ports import APART
 from scalezero_wsgi.providers.process.provider import ProcessFunction, ProcessProvider, Ready, Stop
 from scalezero_wsgi.providers.process.state import Phase
 from tests.support.waiting import until
@@ -452,8 +456,8 @@ def test_stop_all_goes_on_when_one_cannot_be_stopped(
         return state
 
     with (state_dir / "locked.lock").open("w") as lock, monkeypatch.context() as patch:
-        patch.setattr(files, "LOCK_WAIT", 0.3)
-        patch.setattr(module, "_KILL_WAIT", 0.5)
+        patch.setattr(files, "LOCK_WAIT", 0.2)
+        patch.setattr(module, "_KILL_WAIT", 0.3)
         patch.setattr(ProcessId, "signal", signal_unless_deaf)
         patch.setattr(StateDirectory, "read", read_unless_late)
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -503,6 +507,26 @@ def test_several_workers_and_their_forks_share_one_process(make: Make, state_dir
     endpoints = [line for worker in workers for line in worker.finish().splitlines()]
     status = settled(make())
     assert endpoints == [status.endpoint] * 12
+
+
+@pytest.mark.soak
+def test_a_process_whose_port_refuses_is_not_available_any_more(make: Make) -> None:
+    """A killed process closes its files, which may take a moment, before it is a zombie."""
+    provider = make(serving("many-files"))
+    for _ in range(5):
+        status = started(provider)
+        os.kill(about(status)["pid"], signal.SIGKILL)
+        assert status.endpoint is not None
+        port = int(status.endpoint.rpartition(":")[2])
+        while not refused(port):
+            pass
+        now = provider.get_replicas("fn", "")
+        assert (now.replicas, now.failure) == (0, "was ended by signal 9")
+
+
+def refused(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
 
 
 def test_killed_worker_leaves_it_to_the_next(make: Make, state_dir: Path) -> None:
@@ -664,26 +688,14 @@ def test_directory_that_vanished(make: Make, state_dir: Path) -> None:
         provider.set_replicas("fn", "", 1)
 
 
-def test_port_given_to_another_function_is_not_taken(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Socket:
-        ports = iter([4001, 4001, 4002])
-
-        def __enter__(self) -> Socket:
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-        def bind(self, _: object) -> None: ...
-
-        def getsockname(self) -> tuple[str, int]:
-            return "127.0.0.1", next(self.ports)
-
-    provider = make(serving("silent"), other=serving("silent"))
-    with monkeypatch.context() as patch:
-        patch.setattr("socket.socket", Socket)
-        provider.set_replicas("fn", "", 1)
-        provider.set_replicas("other", "", 1)
-    assert provider.get_replicas("other", "").endpoint == "http://127.0.0.1:4002"
+def test_functions_that_start_at_once_get_a_port_each(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None listens yet, and a worker does not know what the others choose."""
+    monkeypatch.setattr("scalezero_wsgi.providers.process.ports.APART", APART[:16])
+    names = ["fn", *(f"fn{number}" for number in range(7))]
+    workers = [make(serving("silent"), **dict.fromkeys(names[1:], serving("silent"))) for _ in names]
+    with ThreadPoolExecutor(len(names)) as threads:
+        list(threads.map(lambda worker, name: worker.set_replicas(name, "", 1), workers, names))
+    assert len({workers[0].get_replicas(name, "").endpoint for name in names}) == len(names)
 
 
 def test_refuses_a_directory_that_is_not_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -735,7 +747,7 @@ def test_wait_returns_at_once_when_it_differs(make: Make) -> None:
 def test_wait_returns_soon_after_it_is_ready(make: Make, tmp_path: Path) -> None:
     code = """if True:
         import pathlib, socket, sys, time
-        time.sleep(0.3)
+        time.sleep(0.1)
         server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
         pathlib.Path(sys.argv[2]).write_text(str(time.monotonic()))
         while True: server.accept()
@@ -780,7 +792,7 @@ def test_wait_for_the_lock_lets_other_greenlets_run(state_dir: Path, make: Make)
         fcntl.flock(lock, fcntl.LOCK_EX)
         worker = Worker(state_dir, code)
         assert worker.line() == "go"
-        time.sleep(0.5)
+        time.sleep(0.3)
     finally:
         os.close(lock)
     waited, replicas = worker.finish().split()

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from scalezero_wsgi import cli
-from scalezero_wsgi.model import FunctionNotFound, ReplicaStatus
+from scalezero_wsgi.model import Function, FunctionNotFound, ProviderError, ReplicaStatus, SettingError
 from scalezero_wsgi.providers.base import PausingProvider
 from scalezero_wsgi.providers.process import ProcessFunction, ProcessProvider, Ready, Stop
 from scalezero_wsgi.providers.process.group import ProcessId
@@ -196,6 +196,112 @@ def test_the_command_lists_it_as_paused_and_stops_it(
     pid = paused(make())
     cli.ps(tmp_path / "state")
     assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["fn", Phase.PAUSED.value, str(pid)]
-    cli.stop([], tmp_path / "state")
+    cli.stop(["fn"], tmp_path / "state")
     assert capsys.readouterr().out == f"stopped fn (process {pid})\n"
     assert is_gone(pid)
+
+
+# By the function itself
+
+SLEEPS = """
+    import http.server, sys, time
+
+    class Model(http.server.BaseHTTPRequestHandler):
+        asleep, deaf = False, "deaf" in sys.argv
+
+        def do_GET(self):
+            self.send_response(500 if Model.asleep and self.path != "/health" else 200)
+            self.end_headers()
+
+        def do_POST(self):
+            with open("asked", "a") as asked:
+                print(self.path, file=asked)
+            if self.path == "/late":
+                time.sleep(1.0)
+            if self.path == "/wake_up" and Model.deaf or self.path == "/none":
+                return self.send_error(503)
+            Model.asleep = self.path.startswith(("/sleep", "/late"))
+            self.send_response(200)
+            self.end_headers()
+
+    http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Model).serve_forever()
+    """
+
+
+def model(cwd: Path, *options: str, sleep: str = "/sleep?level=1") -> ProcessFunction:
+    command = [sys.executable, "-S", "-c", textwrap.dedent(SLEEPS), "{port}", *options]
+    return ProcessFunction(command, Ready("/health"), cwd=cwd, sleep=sleep, wake="/wake_up")
+
+
+def pid_of(provider: ProcessProvider) -> int:
+    return provider._states.read(Function("fn")).process.pid
+
+
+def test_a_model_server_sleeps_and_wakes_up(make: Make, tmp_path: Path) -> None:
+    provider = make(model(tmp_path))
+    status = up(provider)
+    pid = pid_of(provider)
+    provider.pause("fn", "")
+    assert provider.get_replicas("fn", "") == replace(PAUSED, labels=status.labels)
+    assert letter(pid) in "SR"  # it was not halted, or nobody could ask it to wake up
+    assert (tmp_path / "asked").read_text().split() == ["/sleep?level=1"]
+    assert up(make(model(tmp_path))) == status  # by another worker
+    assert pid_of(provider) == pid
+    assert (tmp_path / "asked").read_text().split() == ["/sleep?level=1", "/wake_up"]
+    with urllib.request.urlopen(f"{status.endpoint}/", timeout=10) as response:
+        assert response.status == 200
+
+
+def test_one_that_does_not_go_to_sleep_stays_up(make: Make, tmp_path: Path) -> None:
+    provider = make(model(tmp_path, sleep="/none"))
+    up(provider)
+    pid = pid_of(provider)
+    with pytest.raises(ProviderError, match="POST /none was answered with 503"):
+        provider.pause("fn", "")
+    until(lambda: provider.get_replicas("fn", "").available_replicas)
+    assert pid_of(provider) == pid
+
+
+def test_one_that_goes_to_sleep_too_late_is_woken(make: Make, tmp_path: Path) -> None:
+    provider = make(replace(model(tmp_path, sleep="/late"), ready=Ready("/health", timeout=0.5)))
+    up(provider)
+    with pytest.raises(ProviderError, match="POST /late was not answered"):
+        provider.pause("fn", "")
+    until(lambda: (tmp_path / "asked").read_text().split() == ["/late", "/wake_up"])
+
+
+def test_one_that_does_not_wake_up_is_started_anew(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    provider = make(model(tmp_path, "deaf"))
+    up(provider)
+    pid = pid_of(provider)
+    provider.pause("fn", "")
+    up(provider)
+    assert pid_of(provider) != pid
+    until(lambda: is_gone(pid))
+    assert "does not wake up and is started anew: POST /wake_up was answered with 503" in caplog.text
+
+
+def test_one_that_sleeps_can_be_stopped(make: Make, tmp_path: Path) -> None:
+    provider = make(model(tmp_path))
+    up(provider)
+    pid = pid_of(provider)
+    provider.pause("fn", "")
+    provider.set_replicas("fn", "", 0)
+    assert is_gone(pid)
+    assert (tmp_path / "asked").read_text().split() == ["/sleep?level=1"]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"sleep": "/sleep"}, "sleep and wake belong together"),
+        ({"wake": "/wake_up"}, "sleep and wake belong together"),
+        ({"sleep": "sleep", "wake": "/wake_up"}, "sleep = 'sleep' is not allowed; it must be a path such as"),
+        ({"sleep": "/sleep", "wake": "/a b"}, "wake = '/a b' is not allowed; it must be a path such as"),
+    ],
+)
+def test_wrong_paths(values: dict[str, str], said: str) -> None:
+    with pytest.raises(SettingError, match=said):
+        ProcessFunction(["true"], **values)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scalezero_wsgi.model import Function, ProviderError, SettingError
+from scalezero_wsgi.model import Function, FunctionNotFound, ProviderError, SettingError
 from scalezero_wsgi.providers.process import ProcessFunction, ProcessProvider, Ready, Stop, files
 from scalezero_wsgi.providers.process.files import path_for_file
 from scalezero_wsgi.providers.process.running import Running, running, stop
@@ -161,3 +161,40 @@ def test_a_file_has_a_directory_of_its_own_whatever_is_in_it(home: Path) -> None
     assert path_for_file("a.toml") != path_for_file("b.toml")
     ProcessProvider({"fn": SLEEPS}, state_dir=path_for_file("a.toml"))
     assert files.paths_of_this_user() == [path_for_file("a.toml")]
+
+
+def labels(provider: ProcessProvider, name: str) -> dict[str, str]:
+    return dict(provider.get_replicas(name, "").labels)
+
+
+def test_other_functions_are_taken_over_and_what_runs_is_told_as_outdated(home: Path) -> None:
+    started(home, same=SLEEPS, changed=SLEEPS, removed=SLEEPS)
+    provider = ProcessProvider({"same": SLEEPS, "changed": SLEEPS, "removed": SLEEPS}, state_dir=home / "own")
+    provider.tells_outdated = True
+    later = ProcessFunction(SLEEP, ready=Ready(timeout=600), idle_after="5m")
+    changes = provider.take_over({"same": later, "changed": OTHER, "new": SLEEPS})
+    assert changes == ([Function("new")], [Function("same"), Function("changed")], [Function("removed")])
+    assert provider.left_over() == [Function("removed")]
+    assert labels(provider, "same") == {"scalezero.idle-after": "300.0"}
+    assert labels(provider, "changed") == {"scalezero.outdated": "true"}
+    with pytest.raises(FunctionNotFound):
+        provider.get_replicas("removed", "")
+    provider.set_replicas("changed", "", 0)
+    assert labels(provider, "changed") == {}
+    provider.set_replicas("changed", "", 1)
+    assert labels(provider, "changed") == {}
+
+
+def test_wrong_functions_are_not_taken_over(home: Path) -> None:
+    provider = ProcessProvider({"fn": SLEEPS})
+    with pytest.raises(SettingError, match="'a b' is not allowed"):
+        provider.take_over({"fn": OTHER, "a b": SLEEPS})
+    assert provider.functions == {Function("fn"): SLEEPS}
+
+
+def test_a_process_is_asked_whether_it_is_ready_as_it_was_set_when_it_started(home: Path) -> None:
+    serves = [sys.executable, "-m", "http.server", "{port}", "--bind", "127.0.0.1"]
+    provider = ProcessProvider({"fn": ProcessFunction(serves, Ready("/"))})
+    provider.set_replicas("fn", "", 1)
+    provider.take_over({"fn": ProcessFunction(serves, Ready("/nowhere"))})
+    until(lambda: provider.get_replicas("fn", "").available_replicas)

@@ -75,6 +75,16 @@ def test_what_is_done_when_it_is_idle_is_told_as_a_label(tmp_path: Path, state_d
     assert status.labels == {"scalezero.idle-action": text}
 
 
+@pytest.mark.parametrize(("told", "label"), [("'4GiB'", "4294967296"), ("1000", "1000")])
+def test_what_it_needs_and_of_which_budget_is_told_as_labels(
+    told: str, label: str, tmp_path: Path, state_dir: Path
+) -> None:
+    file = tmp_path / "functions.toml"
+    file.write_text(f"[functions.a]\ncommand = ['x']\nmemory = {told}\nbudget = 'gpu'")
+    status = ProcessProvider.from_toml(file, state_dir=state_dir).get_replicas("a", "")
+    assert status.labels == {"scalezero.memory": label, "scalezero.budget": "gpu"}
+
+
 BAD = {
     "": ("functions = None", "one table"),
     "functions = 3": ("functions = 3", "one table"),
@@ -107,6 +117,10 @@ BAD = {
     "[functions.a]\ncommand = ['x']\nkeep_warm = 8": ("keep_warm: 8 is not allowed", "'Mon-Fri 08"),
     "[functions.a]\ncommand = ['x']\nidle_action = 'rest'": ("idle_action: 'rest'", "'pause'"),
     "[functions.a]\ncommand = ['x']\nidle_action = 3": ("function 'a'", "idle_action: 3", "'pause'"),
+    "[functions.a]\ncommand = ['x']\nmemory = 'much'": ("function 'a'", "memory: 'much'", "'512MiB'"),
+    "[functions.a]\ncommand = ['x']\nmemory = 0": ("memory: 0 is not allowed", "1 or more"),
+    "[functions.a]\ncommand = ['x']\nbudget = ' '": ("budget = ' '", "the name of a group"),
+    "[functions.a]\ncommand = ['x']\nbudget = 1": ("budget = 1", "the name of a group"),
     "[functions.'../a']\ncommand = ['x']": ("functions = '../a'", "'name.namespace'"),
     "[functions.'a.']\ncommand = ['x']": ("functions = 'a.'", "'name.namespace'"),
     "[functions.'.a']\ncommand = ['x']": ("functions = '.a'", "'name.namespace'"),
