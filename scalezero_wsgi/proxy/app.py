@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from .._lib.per_process import PerProcess
 from ..model import ClientGone, Function, SettingError
 from ..servers.client import client_socket, reset_client
-from .body import Body, PumpedBody, body_of
+from .body import Body, body_of
 from .errors import BrokenOff, ClientBodyError, ConnectionUnusable, FunctionError, Refused
-from .exchange import SLICE, Exchange, Outgoing, Timeouts
+from .exchange import SLICE, Exchange, Timeouts
 from .parser import ResponseReader
 from .pool import Endpoint, Pool, endpoint_of
 from .request import check_method, framing_of, head_of
+from .sender import Outgoing
 from .upgrade import UPGRADED, Tunnel, asks_for_websocket
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class FunctionProxy:
     :param trust_forwarded: whether a client's ``Forwarded`` and ``X-Forwarded-*`` are kept, with ours
         behind them; only for a proxy in front that writes them. Otherwise they are ours alone.
     :param release_slot: whether a request gives its server's slot back while its client's body does not come,
-        or the function sends nothing for half a second, see :func:`~scalezero_wsgi.servers.slots.give_back`.
+        or the function sends nothing for half a second.
         Then more requests may be in this app than the server has threads.
     :raises SettingError: an argument has a value that is not allowed.
     """
@@ -150,7 +151,7 @@ class FunctionProxy:
             _send_head(write)
             carried = environ.get("scalezero_wsgi.carried", lambda: None)
             return Tunnel(client_socket(environ), exchange.detach(), reader.rest, carried)
-        if reader.complete and not isinstance(call.body, PumpedBody):
+        if reader.complete and not exchange.is_sending:
             call.close()
             return [first] if first else []
         if not first and reader.status < 500:  # the middleware may hold an error's head back
@@ -216,8 +217,6 @@ class _Call:
         """Give the connection back, and read no more of the client's body."""
         if self.exchange is not None:
             self.exchange.close()
-        if self.body is not None:
-            self.body.stop()
 
 
 class _Pieces:
@@ -254,6 +253,7 @@ class _Pieces:
             reason = error.reason if isinstance(error, ClientBodyError) else "it has disconnected"
             logger.info("function %s: the client broke off: %s", call.function, reason)
         if call.environ.get("SERVER_PROTOCOL") == "HTTP/1.0" and not self._exchange.reader.has_length:
+            call.close()  # first: whoever reads the body from the client's socket would keep it open
             reset_client(call.environ)  # the end of the connection would be the end of the body
         return BrokenOff(str(error))
 

@@ -121,8 +121,9 @@ class _Direction:
                 moved = True
         if self._data:
             with contextlib.suppress(*_WOULD_BLOCK):
-                self._data = self._data[self._target.send(self._data) :]
-                moved = True
+                size = self._target.send(self._data)  # 0 where gevent's TLS would block
+                self._data = self._data[size:]
+                moved = moved or bool(size)
         return moved
 
     @property

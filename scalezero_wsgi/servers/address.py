@@ -46,6 +46,8 @@ def _why_not(address: str) -> str | None:
 
     if address.isdecimal():  # gunicorn would take it for a host
         return f"it must be HOST:PORT, such as 127.0.0.1:{address}"
+    if not address.startswith(("unix:", "fd://")) and _has_no_port(address):
+        return f"it must be HOST:PORT, such as {address}:8080"
     try:
         parsed = parse_address(address)
     except RuntimeError as error:
@@ -62,6 +64,12 @@ def _why_not(address: str) -> str | None:
     except OverflowError:
         return "the port must be 0 to 65535"
     return None
+
+
+def _has_no_port(address: str) -> bool:
+    """Return whether gunicorn would choose the port, and who reads the address would not know it."""
+    host = address.removeprefix("tcp://")
+    return ":" not in host.rpartition("]")[2]
 
 
 def _try_port(host: str, port: int) -> None:

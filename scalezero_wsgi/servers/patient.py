@@ -68,15 +68,31 @@ class ClientSocket(socket.socket):
     answer_timeout = 60.0
     """Seconds in which the client takes nothing of its answer."""
 
+    _is_given_up = False
+
+    def end_input(self) -> None:
+        """Have ``recv()`` find the end, also one that waits in another thread: within a tenth of a second.
+
+        Not by ``shutdown()``: then what still comes could not be drained, and would destroy the answer.
+        """
+        self._is_given_up = True
+
+    def _is_ended(self) -> bool:
+        return self._is_given_up
+
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Return what has come, or what comes next.
 
         :raises TimeoutError: nothing came for ``body_timeout`` seconds.
         """
+        if self._is_ended():
+            return b""
         try:
             return super().recv(size, flags | socket.MSG_DONTWAIT)
         except BlockingIOError:
             if not self._wait(select.POLLIN, self.body_timeout):
+                if self._is_ended():
+                    return b""
                 why = f"the client sent nothing for {self.body_timeout:g} s"
                 raise TimeoutError(errno.ETIMEDOUT, why) from None
             return super().recv(size, flags)
@@ -98,8 +114,14 @@ class ClientSocket(socket.socket):
     def _wait(self, event: int, timeout: float) -> bool:
         poll = select.poll()
         poll.register(self, event)
+        until = time.monotonic() + timeout
         with _without_slot():
-            return bool(poll.poll(timeout * 1000))
+            while (left := until - time.monotonic()) > 0:
+                if poll.poll(min(left, 0.1) * 1000):
+                    return True
+                if event == select.POLLIN and self._is_ended():
+                    break
+        return False
 
 
 def _without_slot() -> AbstractContextManager[None]:

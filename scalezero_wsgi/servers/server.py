@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,31 @@ def serving(multiprocess: bool) -> None:
         start = reference()
         if start is not None:
             start(multiprocess)
+
+
+_when_ending: list[weakref.WeakMethod[Callable[[float, Collection[int]], object]]] = []
+
+
+def when_ending(stop: Callable[[float, Collection[int]], object]) -> None:
+    """Have a bound method called once all workers have ended, where that is asked for. Its object may end
+    before that.
+
+    :param stop: it is given for how many seconds it may take, and the ids of worker processes that were
+        killed.
+    """
+    _when_ending.append(weakref.WeakMethod(stop))
+
+
+def ending(within: float, killed: Collection[int] = ()) -> None:
+    """Tell those who want to know that all workers have ended; called by an integration.
+
+    :param within: seconds that they may take together.
+    """
+    deadline = time.monotonic() + within
+    for reference in _when_ending:
+        stop = reference()
+        if stop is not None:
+            stop(max(0.0, deadline - time.monotonic()), killed)
 
 
 def capacity_of(environ: WSGIEnvironment) -> int:

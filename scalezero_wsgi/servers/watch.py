@@ -18,14 +18,15 @@ from ..model import TooManyWaiting
 CHECK_EVERY = 0.1
 """Seconds between two checks of one request."""
 
-MANY = 100
-"""If more requests wait, each is checked half as often: a quarter of a second is soon enough to notice."""
+MANY, CHECK_MANY_EVERY = 100, 0.25
+"""If more requests wait, each is checked less often: a quarter of a second is soon enough to notice."""
 
 CHECKS_PER_SECOND = 10_000
 """The most checks per second: if more requests wait, each is checked less often."""
 
-AT_ONCE = 25
-"""Checks between two pauses: a thousand in one go would keep other threads from running."""
+AT_ONCE = 50
+"""Checks between two pauses: a thousand in one go would keep other threads from running; with few in one go
+the pauses cost more than the checks."""
 
 
 class Lookout:
@@ -69,7 +70,7 @@ class Lookout:
                 if not watched:
                     self._runs = False
                     return
-            turn = CHECK_EVERY if len(watched) <= MANY else 2 * CHECK_EVERY
+            turn = CHECK_EVERY if len(watched) <= MANY else CHECK_MANY_EVERY
             each = max(turn / len(watched), 1 / CHECKS_PER_SECOND)
             for first in range(0, len(watched), AT_ONCE):
                 batch = watched[first : first + AT_ONCE]

@@ -852,6 +852,49 @@ def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.Log
         assert server.connections == 1
 
 
+def echo_over_tls(listener: socket.socket, context: ssl.SSLContext, length: int) -> None:
+    """Send back what comes of one request's body, as it comes."""
+    accepted, _ = listener.accept()
+    with context.wrap_socket(accepted, server_side=True) as sock:
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received += sock.recv(65536)
+        body = received.partition(b"\r\n\r\n")[2]
+        sock.sendall(OK.replace(b"2\r\n\r\nok", b"%d\r\n\r\n" % length) + body)
+        left = length - len(body)
+        while left:
+            piece = sock.recv(65536)
+            sock.sendall(piece)
+            left -= len(piece)
+
+
+def test_tls_both_ways_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one socket of TLS serves the thread that sends and the one that receives."""
+    authority, certificates = trustme.CA(), tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(certificates)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    sent = os.urandom(4 << 20)  # more than all buffers on the way hold
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        client, server = (stack.enter_context(sock) for sock in socket.socketpair())
+        stream = stack.enter_context(server.makefile("rb"))
+        threads = [
+            threading.Thread(target=echo_over_tls, args=(listener, context, len(sent))),
+            threading.Thread(target=client.sendall, args=(sent,)),
+        ]
+        for thread in threads:
+            thread.start()
+        environ = {"wsgi.input": stream, "CONTENT_LENGTH": str(len(sent)), "REQUEST_METHOD": "POST"}
+        endpoint = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        answer = call(FunctionProxy(read_timeout=PATIENCE), "/function/hello", endpoint, environ=environ)
+        for thread in threads:
+            thread.join(PATIENCE)
+    assert answer.status == "200 OK"
+    assert answer.body == sent
+
+
 # Behind real servers
 
 FRONT = """
@@ -892,7 +935,7 @@ def werkzeug_server(directory: Path) -> Iterator[int]:
     names: dict[str, Any] = {}
     exec(FRONT, names)
     server = make_server("127.0.0.1", 0, names["app"], threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:
         yield server.port

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import threading
 import time
 from typing import Any
@@ -13,6 +14,7 @@ from werkzeug.test import run_wsgi_app
 from scalezero_wsgi import ScaleZeroMiddleware
 from scalezero_wsgi.model import ReplicaStatus, SettingError
 from scalezero_wsgi.proxy import FunctionProxy
+from scalezero_wsgi.proxy.sender import Sender
 from scalezero_wsgi.web.routing import by_host
 from tests.support.raw_http import PATIENCE, Message, RawFunction, Wire, says
 from tests.unit.proxy.test_proxy import OK, call, environ_for
@@ -184,7 +186,7 @@ class Slow(io.RawIOBase):
 
 
 def test_a_body_that_does_not_come_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scalezero_wsgi.proxy.body.STOP_PATIENCE", 0.1)
+    monkeypatch.setattr("scalezero_wsgi.proxy.sender.STOP_PATIENCE", 0.1)
     stream = Slow()
     with RawFunction(says(OK)) as function:
         environ = {"wsgi.input": stream, "CONTENT_LENGTH": "10", "REQUEST_METHOD": "POST"}
@@ -194,6 +196,32 @@ def test_a_body_that_does_not_come_is_408(monkeypatch: pytest.MonkeyPatch) -> No
         assert status == "408 REQUEST TIMEOUT"
         assert function.closed.wait(PATIENCE)
         assert not function.requests or not function.requests[0].whole
+
+
+def test_a_body_that_breaks_off_is_400_however_late_its_reader_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A client that has sent its last byte counts as gone, but how its body ended says more."""
+    begin = Sender._send
+
+    def late(sender: Sender) -> None:
+        time.sleep(0.1)
+        begin(sender)
+
+    monkeypatch.setattr(Sender, "_send", late)
+    with (
+        RawFunction(says(OK)) as function,
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as client,
+        listener.accept()[0] as server,
+        server.makefile("rb") as stream,
+    ):
+        client.sendall(b"hello")
+        client.shutdown(socket.SHUT_WR)
+        more = {"wsgi.input": stream, "CONTENT_LENGTH": "50", "REQUEST_METHOD": "POST"}
+        environ = environ_for("/function/hello", function.url, environ=more | {"werkzeug.socket": server})
+        status = run_wsgi_app(FunctionProxy(), environ, buffered=True)[1]
+    assert status == "400 BAD REQUEST"
 
 
 # Methods

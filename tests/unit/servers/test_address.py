@@ -44,6 +44,7 @@ def test_only_this_host(bind: str, told: bool) -> None:
         ("127.0.0.1:http", "'http' is not a valid port number"),
         ("127.0.0.1:70000", "the port must be 0 to 65535"),
         ("192.0.2.1:8080", "Cannot assign requested address"),
+        ("127.0.0.1", "it must be HOST:PORT, such as 127.0.0.1:8080"),
         ("127.0.0.1:0,8080", "--bind 8080: it must be"),
         ("fd://three", "'three' is not a valid file descriptor"),
         ("unix:/nowhere/socket", "/nowhere is not there, or not to be written to"),

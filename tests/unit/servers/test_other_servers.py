@@ -85,7 +85,8 @@ def waitress_server(app: Any) -> tuple[tuple[str, int], Callable[[], None], Call
     def run() -> None:  # as server.run() does, but for what ends it
         while not stopped.is_set():
             server.asyncore.loop(timeout=0.05, map=server._map, use_poll=True, count=1)
-        server.close()
+        for each in list(server._map.values()):  # a connection that was just to be closed is among them
+            each.close()
 
     def stop() -> None:
         server.task_dispatcher.shutdown(timeout=PATIENCE)
@@ -96,6 +97,7 @@ def waitress_server(app: Any) -> tuple[tuple[str, int], Callable[[], None], Call
 
 def cheroot_server(app: Any) -> tuple[tuple[str, int], Callable[[], None], Callable[[], None]]:
     server = cheroot.wsgi.Server(("127.0.0.1", 0), app, numthreads=THREADS, request_queue_size=128)
+    server.expiration_interval = 0.05  # so often it looks whether it is to stop
     server.prepare()
     return server.bind_addr, server.serve, server.stop
 
