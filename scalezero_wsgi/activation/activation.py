@@ -26,10 +26,18 @@ from .._lib.backoff import backoff_step
 from ..coordination.base import ProviderFault, SharedStatus
 from ..coordination.heartbeat import HEARTBEAT
 from ..coordination.leadership import Leadership
-from ..events import FunctionReady, ProviderFailed, ScaleRequested, StartFailed
-from ..model import Function, FunctionFailed, NotAvailable, ProviderError, ProviderSilent, ReplicaStatus
+from ..events import (
+    FunctionQueued,
+    FunctionReady,
+    ProviderFailed,
+    ScaleRequested,
+    StartFailed,
+    StatusQueried,
+)
+from ..model import Function, FunctionFailed, ProviderError, ProviderSilent, ReplicaStatus
 from . import polling
 from .refresh import WATCH, Context, Refresh
+from .room import Room, not_available
 from .single_flight import Flight
 from .state import SETTLE, FunctionMeta
 
@@ -46,6 +54,13 @@ SLICE = 0.25
 
 LEADER_SILENT = 2 * WATCH + 1.0
 """Seconds without a publication after which the leader's provider counts as silent."""
+
+
+QUEUE_PAUSE, QUEUE_PAUSE_LONGEST = 0.05, 0.5
+"""Seconds between two looks for room, at first and in the end."""
+
+WANTED_FOR = 10.0
+"""Seconds for which a start still takes its turn once nobody waits: who was refused may come again."""
 
 
 class Phase(Enum):
@@ -111,7 +126,7 @@ class Activation(Refresh):
         meta = self._state.meta
         self._was_suspect = meta is not None and meta.suspect
         self._since = max(since, meta.last_refresh) if meta is not None and meta.suspect else since
-        self._was_unavailable = self._resumes = False
+        self._was_unavailable = self._resumes = self._told_as_follower = False
 
     # As a follower
 
@@ -129,10 +144,15 @@ class Activation(Refresh):
         if shared.status is not None and not shared.status.available_replicas:
             self._flight.starting = True
         meta = self._apply(shared, is_update, self._since)
+        # What was known before is no answer yet, unless it is enough: this worker may still lead.
+        if meta is not None and (is_update or meta.available) and not self._told_as_follower:
+            self._told_as_follower = True
+            replicas, available = meta.status.replicas, meta.status.available_replicas
+            self._context.report(StatusQueried(self._function, replicas, available, led=False))
         if meta is not None and meta.available:
             started_here = shared.start is not None and self._clock() - shared.start.age >= self._begun
             self._was_unavailable = self._was_unavailable or started_here
-            return self._arrive(meta)
+            return self._arrive(meta, led=False)
         if meta is not None:
             self._was_unavailable = True
         self._state.refuse_while_resting(self._clock())
@@ -140,13 +160,13 @@ class Activation(Refresh):
             raise ProviderError("another worker's calls failed for too long: see that worker's log")
         return None
 
-    def _arrive(self, meta: FunctionMeta) -> FunctionMeta:
+    def _arrive(self, meta: FunctionMeta, led: bool) -> FunctionMeta:
         state, now = self._state, self._clock()
         if self._was_unavailable:
             # A leader of an earlier release does not publish them.
             if not state.durations and not self._resumes:
                 self._context.cache.set_durations(state, (now - self._begun,))
-            self._context.report(FunctionReady(self._function, now - self._begun))
+            self._context.report(FunctionReady(self._function, now - self._begun, led))
         elif self._was_suspect and state.came_up_at <= state.refuted_at:
             state.confirmed_at = now
         return meta
@@ -172,7 +192,9 @@ class Activation(Refresh):
         self._unwanted_for = 0.0
         self._looked_elsewhere_at = -math.inf
         self._wanted_elsewhere = False
+        self._queued_since: float | None = None
         seen: ReplicaStatus | None = None
+        answered = False
         while True:
             # Queries are rare while nobody waits: assume that the start ended halfway through the last pause.
             # How long a paused function takes to go on says nothing about its starts.
@@ -185,11 +207,15 @@ class Activation(Refresh):
                 self._querying = self._note_fault(error, self._querying)
                 self._pause(backoff_step(self._querying.times, 0.05, 1.0))
                 continue
+            if not answered:
+                answered = True
+                replicas, available = meta.status.replicas, meta.status.available_replicas
+                self._context.report(StatusQueried(self._function, replicas, available))
             self._querying = None
             self._flight.trouble = None if self._scaling is None else self._scaling.error
             self._phase = next_phase(self._phase, meta.status, meta.available)
             if self._phase is Phase.READY:
-                return self._arrive(meta)
+                return self._arrive(meta, led=True)
             self._was_unavailable = self._flight.starting = True
             leadership.check()  # before acting: a deposed leader may see the state of a later start
             if meta.status.failure is not None:
@@ -241,7 +267,9 @@ class Activation(Refresh):
         return self._clock() >= requested_at + (pause if shown else max(SETTLE, pause))
 
     def _request(self, meta: FunctionMeta) -> None:
-        """Scale the function up from zero."""
+        """Scale the function up from zero, if there is room for it."""
+        if self._context.room is not None and not self._claim(self._context.room, meta):
+            return
         leadership, state = self._leadership, self._state
         replicas = meta.status.first_replicas
         try:
@@ -268,8 +296,25 @@ class Activation(Refresh):
         if again or leadership.replaced:  # reported already: at the first request, or by the new leader
             logger.debug("%s: requested again", self._function)
         else:
-            self._context.report(ScaleRequested(self._function, meta.status.replicas, replicas))
+            took = self._requested_at - started_at
+            self._context.report(ScaleRequested(self._function, meta.status.replicas, replicas, took))
         self._early_returns = 0
+
+    def _claim(self, room: Room, meta: FunctionMeta) -> bool:
+        """Claim the room for the start; return ``False`` after a pause if it has to wait its turn."""
+        again = self._requests > 0
+        try:
+            if room.claim(self._function, meta.status, again, self._is_wanted_still):
+                return True
+        except FunctionFailed as error:
+            self._state.begin_start(self._clock())
+            self._fail(str(error.reason), meta)
+        now = self._clock()
+        if self._queued_since is None:
+            self._queued_since = now
+            self._context.report(FunctionQueued(self._function))
+        self._pause(min(QUEUE_PAUSE_LONGEST, max(QUEUE_PAUSE, (now - self._queued_since) / 20)))
+        return False
 
     def _note_fault(self, error: ProviderError, before: _Failing | None) -> _Failing:
         """Note that a call failed. The caller repeats it after a pause.
@@ -319,6 +364,10 @@ class Activation(Refresh):
             self._flight.wanted_until = max(self._flight.wanted_until, now)
         return self._wanted_elsewhere
 
+    def _is_wanted_still(self) -> bool:
+        """Return whether anybody waits, or did a moment ago."""
+        return self._is_wanted() or self._clock() <= self._flight.wanted_until + WANTED_FOR
+
     def _pause(self, duration: float) -> None:
         """Pause for about ``duration`` seconds; raise :class:`NotAvailable` once nobody needs the flight."""
         self._context.pause(duration)
@@ -327,4 +376,4 @@ class Activation(Refresh):
     def _check_end(self) -> None:
         now = self._clock()
         if now > self._ends_at():
-            raise NotAvailable(self._function, now - self._begun)
+            raise not_available(self._context.room, self._function, now - self._begun)

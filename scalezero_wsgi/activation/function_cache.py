@@ -103,7 +103,7 @@ class FunctionCache:
 
     def states(self) -> list[FunctionState]:
         """Return the states of all functions, and of those that were forgotten and still serve a request."""
-        states = [state for _, state in [*self._known.items(), *self._unconfirmed.items()]]
+        states = self._known.values() + self._unconfirmed.values()
         if self._dropped:
             for state in list(self._dropped):
                 if not state.in_flight:

@@ -21,6 +21,7 @@ from ..model import (
 from ..providers.base import LearningProvider, Provider, WatchingProvider
 from .function_cache import FunctionCache
 from .outages import Outages
+from .room import Room
 from .single_flight import Flight
 from .state import FunctionMeta
 
@@ -42,6 +43,7 @@ class Context(NamedTuple):
     :ivar report: receives the events.
     :ivar clock: returns monotonic seconds.
     :ivar pause: blocks for about the given number of seconds.
+    :ivar room: what a start has to claim; ``None``: nothing.
     """
 
     provider: Provider
@@ -53,6 +55,7 @@ class Context(NamedTuple):
     report: Reporter
     clock: Callable[[], float]
     pause: Callable[[float], None]
+    room: Room | None = None
 
 
 class Refresh:
@@ -70,7 +73,11 @@ class Refresh:
         outages = self._context.outages
         try:
             self._context.peers.run_once(
-                self._function, lambda: flight.started_at + FOLLOW, self._follow, self._lead
+                self._function,
+                lambda: flight.started_at + FOLLOW,
+                self._follow,
+                self._lead,
+                is_urgent=lambda: flight.is_waited_for,
             )
         except FunctionNotFound:
             pass
@@ -204,6 +211,7 @@ class Refresh:
             is_update = False  # a fault is published with an earlier answer
         if shared.status is not None:
             meta = self._see(shared.status, asked_at)
+            self._state.followed_at = asked_at
             return meta if is_update or shared.age <= cache.expiry else None
         if shared.trouble is None and (is_update or shared.age <= cache.missing_expiry):
             cache.set_missing(self._function, asked_at)

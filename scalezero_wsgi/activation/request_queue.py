@@ -23,6 +23,7 @@ from ..model import (
     Function,
     FunctionNotFound,
     MayNotWake,
+    NoRoom,
     NotAvailable,
     ProviderError,
     ProviderSilent,
@@ -32,9 +33,10 @@ from ..model import (
 from ..servers.watch import lookout
 from .function_cache import Freshness, FunctionCache
 from .outages import SILENT
+from .places import Places, Token
 from .scaler import FunctionScaler
 from .single_flight import Flight
-from .state import FunctionMeta
+from .state import NEVER, FunctionMeta
 
 if TYPE_CHECKING:
     from ..settings import Settings
@@ -66,6 +68,7 @@ class Caller(NamedTuple):
         set. Call it in the thread that serves the request.
     :ivar without_slot: returns the context to wait in: it gives the thread's server slot back, and takes one
         at its end.
+    :ivar call_id: returns what its client, the log and the events call it.
     """
 
     arrived: float
@@ -74,42 +77,7 @@ class Caller(NamedTuple):
     check: Callable[[], None] = lambda: None
     room: Callable[[], int] = lambda: 1
     without_slot: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
-
-
-class _Places:
-    """The places in which this process's requests wait.
-
-    :ivar tokens: one for each request that waits. Whoever takes a place pops its token in a ``finally`` of
-        its own: that is one call of C code, so no exception from outside can come before it.
-    """
-
-    __slots__ = ("_lock", "tokens")
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.tokens: dict[object, Function] = {}
-
-    def take(
-        self, token: object, function: Function, room: int | Callable[[], int], of_function: int | None
-    ) -> bool:
-        """Take a place, if one is free, and return whether one was.
-
-        :param room: how many places there are, at least one. A callable inspects the server: it is called
-            only if somebody waits.
-        :param of_function: how many places there are for the function; ``None`` for no limit.
-        """
-        with self._lock:
-            taken = len(self.tokens)
-            if taken and taken >= (room() if callable(room) else room):
-                return False
-            if of_function is not None and self.count(function) >= of_function:
-                return False
-            self.tokens[token] = function
-            return True
-
-    def count(self, function: Function) -> int:
-        """Return how many requests wait for the function."""
-        return list(self.tokens.values()).count(function)
+    call_id: Callable[[], str] = lambda: ""
 
 
 class RequestQueue:
@@ -135,7 +103,7 @@ class RequestQueue:
         self._settings = settings
         self._clock = clock
         self._report = report or Reporter()
-        self._places: PerProcess[_Places] = PerProcess(_Places)
+        self._places: PerProcess[Places] = PerProcess(Places)
         self._release_lock = PerProcess(lambda: threading.Lock())
 
     def warm(self, function: Function) -> FunctionMeta | None:
@@ -148,7 +116,7 @@ class RequestQueue:
             case Freshness.EXPIRED:
                 return self._scaler.stale_if_error(function)
             case Freshness.STALE:
-                self._scaler.refresh(function)
+                self._scaler.refresh_stale(meta, self._clock())
         return meta
 
     def only_if_warm(self, function: Function) -> FunctionMeta:
@@ -182,7 +150,7 @@ class RequestQueue:
         """
         settings = self._settings
         room, of_function = settings.max_waiting or caller.room, settings.max_waiting_per_function
-        places, token = self._places.get(), object()
+        places, token = self._places.get(), Token()
         try:
             if not places.take(token, function, room, of_function):
                 return self._without_a_place(function, caller, since)
@@ -197,7 +165,10 @@ class RequestQueue:
                     return self._give_up(function, caller, since, error)
                 return meta
         finally:
-            places.tokens.pop(token, None)
+            try:
+                places.tokens.pop(token, None)
+            finally:
+                token.beside.pop(token, None)
 
     def _give_up(
         self, function: Function, caller: Caller, since: float, error: NotAvailable | ProviderError
@@ -214,7 +185,7 @@ class RequestQueue:
                 return stale
         answer = self._instead_of_waiting(function, caller, error)
         if not isinstance(answer, StillStarting):
-            self._report(WaitGivenUp(function, self._clock() - caller.arrived))
+            self._report(WaitGivenUp(function, self._clock() - caller.arrived, caller.call_id()))
         raise answer
 
     def _instead_of_waiting(
@@ -229,6 +200,8 @@ class RequestQueue:
             return self._still_starting(function, caller, shortened)
         if not shortened:
             return error
+        if isinstance(error, NoRoom):
+            return NoRoom(function, self._clock() - caller.arrived, error.retry_after, shortened)
         # Its patience ran out: do not report the provider as failing.
         left = error.retry_after if isinstance(error, NotAvailable) else self._scaler.time_left(function)
         return NotAvailable(function, self._clock() - caller.arrived, left, shortened)
@@ -318,8 +291,8 @@ class RequestQueue:
     def max_wait(self, function: Function) -> float:
         """Return the seconds for which a request may be held: by the function's setting, else by its label,
         else by the default."""
-        own = self._settings.max_wait_of.get(str(function))
-        if own is not None:
+        settings = self._settings.max_wait_of
+        if settings and (own := settings.get(str(function))) is not None:  # asked for each that waits, often
             return own
         return self._cache.labelled_seconds(function, MAX_WAIT_LABEL, self._settings.max_wait)
 
@@ -335,7 +308,10 @@ class RequestQueue:
     def report(self, worker: str) -> WorkerReport:
         """Return the report of what this worker does, for its peers."""
         now = self._clock()
-        states = self._cache.states()
+        # Most were never used, of many.
+        states = [
+            each for each in self._cache.states() if each.last_used != NEVER or each.page_asked_at != NEVER
+        ]
         pages = {state.function: 1 for state in states if now <= state.page_asked_at + PAGE_INTEREST}
         return WorkerReport(
             worker,

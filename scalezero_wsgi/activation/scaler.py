@@ -30,6 +30,7 @@ from .activation import Activation
 from .function_cache import Freshness, FunctionCache
 from .outages import SILENT, WORKING, Outages
 from .refresh import Context, Refresh
+from .room import Room, not_available
 from .single_flight import Flight, SingleFlight
 from .state import FunctionMeta, FunctionState, median
 
@@ -49,6 +50,10 @@ SUSPECT_PATIENCE = 0.8
 """The same if it is not known to fail, and its last answer took at most ``QUICK`` seconds."""
 
 QUICK = 0.25
+
+HEAD_START = 0.35
+"""Seconds after an answer has become stale in which only the worker that got it asks again. The others then
+find a later answer in the store, by default every second one, and do not contend for the lease with it."""
 
 UNKNOWN_START = 5.0
 """Assumed duration of a start, in seconds, if nothing is known about it."""
@@ -111,10 +116,15 @@ class FunctionScaler:
             clock,
             lambda duration: sleep(duration * (0.75 + jitter() / 2)),
         )
+        self._followed_for = cache.expiry + min(HEAD_START, (cache.usable - cache.expiry) / 2)
         self._activations: SingleFlight[Function, FunctionMeta] = SingleFlight(
             "scalezero-activation", MAX_LEADERS, clock
         )
         self._refreshes: SingleFlight[Function, None] = SingleFlight("scalezero-refresh", MAX_LEADERS, clock)
+
+    def limit(self, room: Room) -> None:
+        """Have every start claim its room first. Call this before the first one."""
+        self.context = self._context = self._context._replace(room=room)
 
     # Activations
 
@@ -242,7 +252,8 @@ class FunctionScaler:
     def _give_up(self, function: Function, flight: Flight[FunctionMeta], started_at: float) -> Exception:
         trouble = flight.trouble  # read once: the leader changes it
         if trouble is None:
-            return NotAvailable(function, self._clock() - started_at, self.time_left(function))
+            waited = self._clock() - started_at
+            return not_available(self._context.room, function, waited, self.time_left(function))
         silent = isinstance(trouble, ProviderSilent)
         return ProviderSilent(str(trouble)) if silent else ProviderError(str(trouble))
 
@@ -258,6 +269,16 @@ class FunctionScaler:
         """Query the function's status in the background, unless a query is under way. Never blocks."""
         if not self._refreshes.under_way(function):
             self._join_refresh(function)
+
+    def refresh_stale(self, meta: FunctionMeta, now: float) -> None:
+        """Like :meth:`refresh`, for an entry that is stale and used: ``HEAD_START`` later if another worker
+        has asked last.
+
+        :param now: monotonic seconds.
+        """
+        state = meta.state
+        if state.followed_at != meta.last_refresh or now > meta.last_refresh + self._followed_for:
+            self.refresh(state.function)
 
     def wait_for_refresh(self, function: Function, timeout: float) -> ProviderError | None:
         """Query the function's status without activating it, and wait for the answer.

@@ -65,6 +65,11 @@ class Flight(Generic[T]):
         self.wanted_until = max(self.wanted_until, now)
         self.until = max(self.until, until)
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether a caller waits for the outcome."""
+        return bool(self.waiters or self._sleepers)
+
     def is_wanted(self, now: float) -> bool:
         """Return whether a caller waits for the outcome, or wants it without waiting."""
         return bool(self.waiters) or now <= self.wanted_until
@@ -169,6 +174,10 @@ class SingleFlight(Generic[K, T]):
     def under_way(self, key: K) -> bool:
         """Return whether a flight for ``key`` runs and may be joined. Takes no lock."""
         return self.flight(key) is not None
+
+    def running(self) -> int:
+        """Return how many leaders run, including those whose call hangs. Takes no lock."""
+        return len(self._flights.get().leaders)
 
     def prolong(self, key: K, until: float, wanted_until: float) -> Flight[T] | None:
         """Extend the flight for ``key`` to ``until``, if there is one that may be joined. Start none.

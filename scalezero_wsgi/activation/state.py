@@ -82,6 +82,7 @@ class FunctionState:
     :ivar paused_at: when it was first seen to be paused; minus infinity while it is not.
     :ivar durations: how long the last starts took, in seconds, the latest last.
     :ivar answered_in: how long the provider took for its last answer to this worker, in seconds.
+    :ivar followed_at: when the provider was asked for the last answer that another worker published.
     :ivar outage: the provider's outage for the function, if there is one; see :mod:`.outages`.
     :ivar release_at: the last turn that was given to a request that waited for a start (``release_rate``).
     :ivar page_asked_at: when a waking page last asked this worker about a start in another one.
@@ -93,6 +94,7 @@ class FunctionState:
             "confirmed_at",
             "durations",
             "failure",
+            "followed_at",
             "function",
             "in_flight",
             "last_used",
@@ -105,7 +107,7 @@ class FunctionState:
         self.function = function
         self.meta: FunctionMeta | None = None
         self.missing_at = self.last_used = self.refuted_at = self.confirmed_at = NEVER
-        self.release_at = self.page_asked_at = self.paused_at = NEVER
+        self.release_at = self.page_asked_at = self.paused_at = self.followed_at = NEVER
         self.in_flight: set[object] = set()
         self.start: LastStart | None = None
         self.failure: LastFailure | None = None
@@ -254,6 +256,11 @@ class FunctionMeta:
     def function(self) -> Function:
         """The function whose status it is."""
         return self.state.function
+
+    @property
+    def seen_at(self) -> float:
+        """When the provider showed this status: a suspect entry is no answer, however late it became one."""
+        return self.state.refuted_at if self.suspect else self.last_refresh
 
     def expired(self, expiry: float, now: float | None = None) -> bool:
         """Return whether ``now`` (monotonic seconds, by default the present) is *later than*

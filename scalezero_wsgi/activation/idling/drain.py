@@ -21,13 +21,14 @@ from ...coordination.base import (
     SharedStatus,
     WorkerReport,
 )
+from ...coordination.heartbeat import APART
 from ...coordination.leadership import LeadershipLost, LeasedLeadership
 from ...events import FunctionIdle, FunctionPaused, FunctionStopped, ProviderFailed
 from ...model import Function, FunctionFailed, FunctionNotFound, ProviderError, ReplicaStatus
 from ..refresh import Context, Refresh
 from ..state import SETTLE, FunctionMeta
-from .gate import KEEP_DRAIN, KEEP_ENDED, SUFFIX, Gate
-from .ladder import ToZero, stop_by
+from .gate import ASIDE, KEEP_DRAIN, KEEP_ENDED, SUFFIX, Gate
+from .ladder import IdleAfter, ToZero, stop_by
 
 ACKNOWLEDGE = 2.0
 """Seconds within which all workers must have acknowledged: one that hangs keeps no function closed."""
@@ -54,6 +55,7 @@ class Outcome(Enum):
     NOT_IDLE = "it is not to be stopped, or not yet"
     BUSY = "somebody else starts it, asks for it or stops it"
     CANCELLED = "a request came, or the function is in use"
+    IN_USE = "its requests have not ended in time"
     CHANGED = "somebody else has changed it"
     UNANSWERED = "a worker has not acknowledged"
     REFUSED = "the provider did not scale it to zero"
@@ -80,13 +82,16 @@ class FunctionDrain(Refresh):
     :param to_zero: takes the function to zero, or a paused one further; by default it is stopped.
     """
 
+    reason = "idle"
+    """Why the function is stopped, for :class:`~scalezero_wsgi.events.FunctionStopped`."""
+
     def __init__(
         self,
         context: Context,
         function: Function,
         store: DrainingCoordination,
         gate: Gate,
-        idle_after: Callable[[Function, ReplicaStatus], float | None],
+        idle_after: IdleAfter,
         idle_for: float,
         still_leads: Callable[[], bool],
         dry_run: bool = False,
@@ -101,6 +106,7 @@ class FunctionDrain(Refresh):
         self._dry_run = dry_run
         self._to_zero = to_zero or stop_by(context.provider)
         self._begun = self._clock()
+        self._late: float | None = None
         self._lease: LeasedLeadership
 
     def stop(self) -> Result:
@@ -139,6 +145,8 @@ class FunctionDrain(Refresh):
             self._idle_for = self._clock() - self._state.paused_at
         if idle_after is None or self._idle_for < idle_after:
             return Result(Outcome.NOT_IDLE)
+        if self.reason == "idle":
+            self._late = self._idle_for - idle_after
         if known is not None and known.status.replicas not in (0, first.status.replicas):
             return Result(Outcome.CHANGED, f"it has {first.status.replicas} replicas now")
         if self._dry_run:
@@ -173,17 +181,18 @@ class FunctionDrain(Refresh):
                 return Result(Outcome.CANCELLED)
             if here and not missing:
                 left = [
-                    report.kept_for.get(
-                        self._function, idle_after - report.unused_for.get(self._function, idle_after)
-                    )
-                    for report in reports
-                    if report.worker.endswith(SUFFIX)
+                    self._left(report, idle_after) for report in reports if report.worker.endswith(SUFFIX)
                 ]
                 return None if max(left) <= 0 else Result(Outcome.CANCELLED, "it was used since")
             if self._clock() > deadline:
                 return Result(Outcome.UNANSWERED, f"no answer of {', '.join(missing) or 'this worker'}")
             self._lease.check()
             self._context.pause(ACKNOWLEDGE_POLL)
+
+    def _left(self, report: WorkerReport, idle_after: float) -> float:
+        """Return for how many seconds the function is to stay up yet for the sake of that worker's uses."""
+        unused_for = report.unused_for.get(self._function, idle_after)
+        return report.kept_for.get(self._function, idle_after - unused_for)
 
     def _look_once_more(self, status: ReplicaStatus) -> Result:
         """Another writer's change wins over ours."""
@@ -193,6 +202,8 @@ class FunctionDrain(Refresh):
 
     def _acknowledges(self, report: WorkerReport, reports: Sequence[WorkerReport], draining: Drain) -> bool:
         """Return whether a worker is known to pass nothing down."""
+        if report.worker.endswith((APART, ASIDE)):
+            return True
         if report.worker.endswith(SUFFIX):
             return report.acknowledged.get(self._function) == draining.epoch
         # The heartbeat's: of a worker that must also report its use. One of an earlier release does not.
@@ -222,8 +233,11 @@ class FunctionDrain(Refresh):
             at_zero = self._await_zero(stopping, patience, status.paused)
         if at_zero is None:
             return Result(Outcome.REFUSED, str(error or "the provider still shows replicas"))
-        done = FunctionPaused if at_zero.paused else FunctionStopped
-        self._context.report(done(self._function, self._clock() - self._begun))
+        took = self._clock() - self._begun
+        if at_zero.paused:
+            self._context.report(FunctionPaused(self._function, took, self._late))
+        else:
+            self._context.report(FunctionStopped(self._function, took, self.reason, self._late))
         return Result(Outcome.STOPPED)
 
     def _await_zero(self, stopping: Drain, patience: float, was_paused: bool = False) -> ReplicaStatus | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from dataclasses import replace
 
 from ...coordination.base import WorkerReport
 from ...model import Function
@@ -32,9 +33,12 @@ class FleetUses:
                 continue
             before = self._seen.get(report.worker)
             # Ages are of the report's moment, which is not known: it may be older, so the use is, too.
-            seen[report.worker] = before if before is not None and before[0] == report else (report, now)
+            is_known = before is not None and before[0] == report
+            seen[report.worker] = before if before is not None and is_known else (report, now)
             at = seen[report.worker][1]
             in_use.update(function for function, count in report.in_flight.items() if count)
+            if is_known:
+                continue
             for function, unused_for in report.unused_for.items():
                 used_at[function] = max(used_at.get(function, NEVER), at - unused_for)
                 kept_for = report.kept_for.get(function)
@@ -69,3 +73,32 @@ class FleetUses:
         """Forget the uses of a function that is at zero."""
         for notes in (self._kept_until, self._unasked_at, self.used_at):
             notes.pop(function, None)
+
+    def forget_others(self, functions: Container[Function]) -> None:
+        """Forget the uses of all but these, and but those that a worker still reports."""
+        told = {function for report, _ in self._seen.values() for function in report.unused_for}
+        for function in [each for each in self.used_at if each not in functions and each not in told]:
+            self.forget(function)
+
+
+def one_each(reports: Iterable[WorkerReport]) -> list[WorkerReport]:
+    """Return one report of each worker: one that stops functions has a second one, of its use.
+
+    Of that one counts when functions were used and for how long they are kept up. All else it would say
+    twice, and for a while yet after the worker was killed.
+    """
+    joined: dict[str, WorkerReport] = {}
+    uses: list[WorkerReport] = []
+    for report in reports:
+        if report.worker.endswith(SUFFIX):
+            uses.append(report)
+        else:
+            joined[report.worker] = report
+    for use in uses:
+        name = use.worker.removesuffix(SUFFIX)
+        report = joined.get(name, WorkerReport(name))
+        unused_for = dict(report.unused_for)
+        for function, seconds in use.unused_for.items():
+            unused_for[function] = min(seconds, unused_for.get(function, seconds))
+        joined[name] = replace(report, unused_for=unused_for, kept_for=use.kept_for)
+    return list(joined.values())

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from ..._lib.per_process import PerProcess
 from ...coordination.base import (
@@ -21,6 +21,7 @@ from ...coordination.base import (
     DrainPhase,
     WorkerReport,
 )
+from ...coordination.heartbeat import APART
 from ...coordination.leadership import LEASE
 from ...coordination.peers import Peers
 from ...events import DrainCancelled, Reporter
@@ -56,11 +57,21 @@ longer."""
 ALONE = LEASE + SETTLE
 """Seconds without the store after which a function that may be about to be stopped is asked for anew."""
 
+ASIDE = APART + SUFFIX
+"""What the name of such a report ends with if its worker serves nothing."""
+
 UNKNOWN = -1
 """Instead of an epoch, of a function that is closed because the store cannot be asked for its drain."""
 
 PAUSE = 0.05
 """Seconds before a request looks again that can neither be passed down nor wait for a start."""
+
+
+class Stopping(NamedTuple):
+    """Since when this worker knows that a function is being stopped, and by the drain of which epoch."""
+
+    epoch: int
+    since: float
 
 
 class Gate:
@@ -110,7 +121,7 @@ class Gate:
     def begin(self) -> None:
         """Start as a worker that has reported nothing yet, after a fork as well."""
         self.closed.clear()
-        self._stopping_since: dict[Function, float] = {}
+        self._stopping: dict[Function, Stopping] = {}
         self._reported_at = self._expires_at = NEVER
         self._reported: object = None
         self._acknowledged: Mapping[Function, int] = {}
@@ -149,7 +160,7 @@ class Gate:
                         self._open(function, epoch, drain)
                     return True
                 if drain.phase is DrainPhase.STOPPING:
-                    return self._wait_out(function)
+                    return self._wait_out(function, drain.epoch)
                 if self.cancel(function, drain, "a request came"):
                     if epoch is not None:
                         self._open(function, epoch, Drain(DrainPhase.READY, drain.epoch))
@@ -157,14 +168,30 @@ class Gate:
         except CoordinationError:
             return self._enter_alone(function)
 
-    def _wait_out(self, function: Function) -> bool:
+    def _wait_out(self, function: Function, epoch: int) -> bool:
         """Return ``False``; after a pause if others than whoever stops the function have asked for it: then
         that worker has died, and until it is noticed a request would turn in a circle."""
-        since = self._stopping_since.setdefault(function, self._clock())
-        meta = self._cache.find(function)
+        since, meta = self._note_stopping(function, epoch), self._cache.find(function)
         if meta is not None and meta.available and meta.last_refresh >= since:
             self._sleep(PAUSE)
         return False
+
+    def _note_stopping(self, function: Function, epoch: int) -> float:
+        """Note that the function is being stopped by that drain; return since when this worker knows it."""
+        since = self._stopping_since(function, epoch)
+        if since is None:
+            since = self._clock()
+            self._stopping[function] = Stopping(epoch, since)
+        return since
+
+    def _stopping_since(self, function: Function, epoch: int) -> float | None:
+        """Return since when this worker knows that the drain stops the function, if it has seen that.
+
+        A request may see what the worker's own thread misses, and nobody notes that it has ended: then an
+        earlier drain is left here.
+        """
+        stopping = self._stopping.get(function)
+        return stopping.since if stopping is not None and stopping.epoch == epoch else None
 
     def _enter_alone(self, function: Function) -> bool:
         """Go on without the store.
@@ -182,7 +209,6 @@ class Gate:
         if now <= self._alone_since + ALONE:
             self._sleep(PAUSE)
             return False
-        self._stopping_since.pop(function, None)
         self._open(function, epoch, None)
         return True
 
@@ -232,7 +258,7 @@ class Gate:
     def _follow(self, drains: Mapping[Function, Drain]) -> None:
         for function, drain in drains.items():
             if drain.phase is DrainPhase.STOPPING:
-                self._stopping_since.setdefault(function, self._clock())
+                self._note_stopping(function, drain.epoch)
             if drain.phase in (DrainPhase.DRAINING, DrainPhase.STOPPING):
                 with self._changing.get():
                     before = self.closed.get(function)
@@ -252,13 +278,15 @@ class Gate:
         """
         if ended != Drain(DrainPhase.READY, epoch):
             # It may have been stopped: only an answer counts that nobody but its next starter can have got.
-            since, meta = self._stopping_since.get(function), self._cache.find(function)
-            if since is None or meta is None or meta.last_refresh < since:
+            # If that drain was not the last one, it may even have been started and stopped again since.
+            since = self._stopping_since(function, epoch) if ended == Drain(DrainPhase.ZERO, epoch) else None
+            meta = self._cache.find(function)
+            if since is None or meta is None or meta.last_refresh <= since:
                 self._cache.mark_suspect(function)
         with self._changing.get():
             if self.closed.get(function) == epoch:
                 del self.closed[function]
-                self._stopping_since.pop(function, None)
+                self._stopping.pop(function, None)
 
     def _look(self) -> None:
         self._uses.look()
@@ -267,7 +295,7 @@ class Gate:
         """Report, if there is something new or the last report is old."""
         now = self._clock()
         acknowledged = {
-            function: epoch for function, epoch in self.closed.items() if function not in self._uses.in_use
+            function: epoch for function, epoch in self.closed.items() if not self._is_used(function, epoch)
         }
         use = set(self._uses.in_use), dict(self._uses.ended_at)
         is_due = now >= self._reported_at + (REPORT_EVERY if use == self._reported else self._use_every)
@@ -282,6 +310,12 @@ class Gate:
         )
         self._send(report, VANISHED_IN_USE if self._uses.in_use else VANISHED)
         self._reported, self._acknowledged = use, acknowledged
+
+    def _is_used(self, function: Function, epoch: int) -> bool:
+        """Return whether a closed function is in use. While it is being stopped who waits does not count: a
+        function that is replaced (:mod:`.replacing`) is closed before its requests have ended."""
+        is_stopping = self._stopping_since(function, epoch) is not None
+        return function in (self._uses.in_flight if is_stopping else self._uses.in_use)
 
     # The store
 

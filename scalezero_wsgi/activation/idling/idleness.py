@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 from ..._lib.durations import seconds
@@ -21,10 +22,18 @@ SCALE_ZERO, ZERO_DURATION = "com.openfaas.scale.zero", "com.openfaas.scale.zero-
 MINIMA = ("scalezero.min", "com.openfaas.scale.min")
 
 
+def wants_to_idle(status: ReplicaStatus) -> bool:
+    """Return whether a function says itself that it may go to zero; that means nothing where nothing does."""
+    texts: Mapping[str, str] = {**status.annotations, **status.labels}
+    if texts.get(IDLE_AFTER, "never").strip().lower() not in {"never", "off"} or IDLE_ACTION in texts:
+        return True
+    return texts.get(SCALE_ZERO, "").strip().lower() in {"true", "1"}
+
+
 class Idleness:
     """Says what idle means, for each function. Safe for threads and after a fork.
 
-    :param idle_after: the setting, in seconds.
+    :param idle_after: the setting, in seconds; infinite: there is none.
     :param for_all: whether it holds for functions, too, that do not say that they may go to zero.
     :param is_ours: whether a function is served, and requests may wake it; others are never idle.
     """
@@ -44,6 +53,14 @@ class Idleness:
         ``scalezero.idle-action``, the settings.
         A minimum that was set on purpose keeps a function up that does not itself say that it may go to zero.
         """
+        return self._of(function, status, self._for_all)
+
+    def may_go(self, function: Function, status: ReplicaStatus) -> bool:
+        """Return whether a function may be stopped while it is not used, for a reason other than its idling:
+        nothing says that it stays up."""
+        return self._of(function, status, True) is not None
+
+    def _of(self, function: Function, status: ReplicaStatus, for_all: bool) -> float | None:
         if not self._is_ours(function):
             return None
         texts: Mapping[str, str] = {**status.annotations, **status.labels}
@@ -62,7 +79,7 @@ class Idleness:
             return self._idle_after if told is None else self._duration(function, ZERO_DURATION, told)
         if IDLE_ACTION in texts:
             return self._idle_after
-        if not self._for_all or any(self._is_minimum(texts.get(label)) for label in MINIMA):
+        if not for_all or any(self._is_minimum(texts.get(label)) for label in MINIMA):
             return None
         return self._idle_after
 
@@ -77,7 +94,8 @@ class Idleness:
             duration = 0.0
         if duration > 0:
             return duration
-        self._warn(function, label, text, "a duration above 0 such as 15m", f"{self._idle_after:g} s")
+        taken = "never" if self._idle_after == math.inf else f"{self._idle_after:g} s"
+        self._warn(function, label, text, "a duration above 0 such as 15m", taken)
         return self._idle_after
 
     def _warn(self, function: Function, label: str, text: str, allowed: str, taken: str) -> None:

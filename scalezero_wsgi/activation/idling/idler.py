@@ -11,37 +11,41 @@ import contextlib
 import logging
 import os
 import threading
+import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from functools import partial
 
-from ..._lib.backoff import backoff_step
 from ..._lib.per_process import PerProcess
-from ...coordination.base import (
-    CoordinationError,
-    Drain,
-    DrainingCoordination,
-    DrainPhase,
-    WorkerReport,
-)
+from ...coordination.base import CoordinationError, DrainingCoordination
 from ...coordination.leadership import LeasedLeadership
-from ...events import IdlingOff, StopRefused
-from ...model import Function, ReplicaStatus, TooManyWaiting
-from ...providers.base import ListingProvider
+from ...events import IdlingOff
+from ...model import Function, TooManyWaiting
 from ...servers.server import when_serving
+from ..function_cache import Freshness
 from ..refresh import Context, Refresh
 from ..single_flight import Flight, SingleFlight
-from ..state import NEVER, FunctionState
+from ..state import NEVER
 from .busy import Busy
+from .candidates import UNDER_WAY, Candidates, IsHeld, never_held
 from .drain import FunctionDrain, Outcome, Result
-from .fleet_uses import FleetUses
 from .gate import Gate
-from .ladder import ToZero, held_since, status_by
+from .kept_up import KeptUp
+from .ladder import IdleAfter, ToZero
+from .listing import Listing
+from .replacing import OutdatedFunctions, Replacement, tells_outdated
+from .retries import Retries
+from .rivals import Rivals
 
 logger = logging.getLogger("scalezero_wsgi")
 
 PACE, LEAST_PACE = 0.25, 0.01
 """Seconds between two turns, usually, and where functions are idle after a moment."""
+
+REST, LONGEST_PACE = 150, 1.0
+"""How many times as long as a turn has used the processor the next one is waited for, and for how many
+seconds at most: so the turns take less than 1 % of a core, while one takes less than 10 ms. Not where
+functions are idle after a moment."""
 
 LEAD = Function(".idler")
 """The name of the lease of the worker that decides; no function's name begins with a dot."""
@@ -59,31 +63,8 @@ workers, each has reported again by then."""
 AT_ONCE = 16
 """Functions that may be on their way to zero at once."""
 
-LIST_EVERY = 60.0
-"""Seconds between two looks at functions that nobody has used."""
-
-SCAN_PAUSE = 0.0005
-"""Seconds for each known function between two looks at all of them: with 10,000 every 5 s."""
-
-LIST_PAUSE = 0.02
-"""Seconds between two questions for them."""
-
-PUT_OFF = {
-    Outcome.BUSY: 0.1,
-    Outcome.NOT_IDLE: 1.0,
-    Outcome.VETOED: 5.0,
-    Outcome.DRY_RUN: 600.0,
-    Outcome.LOST: 1.0,
-    Outcome.FAILED: 10.0,
-    Outcome.UNANSWERED: 5.0,
-}
-"""Seconds after which a function is looked at again."""
-
-REFUSED_FIRST, REFUSED_LONGEST = 60.0, 3600.0
-"""Seconds after which a provider that refuses zero is asked again, at first and in the end."""
-
-IdleAfter = Callable[[Function, ReplicaStatus], float | None]
-"""Returns after how many seconds without use a function is idle; ``None``: never."""
+DRAIN_HANGS = 60.0
+"""Seconds after which a function's way to zero counts as one that hangs."""
 
 
 class Idler:
@@ -98,6 +79,12 @@ class Idler:
     :param dry_run: whether it is only said what would be stopped.
     :param keep_warm: called in each turn of the worker that decides, to start what should be up.
     :param to_zero: takes a function to zero; by default it is stopped.
+    :param rivals: notices who undoes what is done here.
+    :param is_held: whether a function is kept up although nobody uses it.
+    :param lists: whether to look for functions that somebody else has started.
+    :ivar at_exit: what is to live as long.
+    :ivar kept_up: what operators keep up.
+    :ivar off: whether nothing can be stopped, for the server's processes do not meet.
     """
 
     def __init__(
@@ -113,22 +100,28 @@ class Idler:
         dry_run: bool = False,
         keep_warm: Callable[[], None] = lambda: None,
         to_zero: ToZero | None = None,
+        rivals: Rivals | None = None,
+        is_held: IsHeld = never_held,
+        lists: bool = True,
     ) -> None:
         self._context = context
         self._clock = context.clock
-        self._store = store
+        self.store = store
         self.gate = gate
         self.closed, self.is_open = gate.closed, gate.is_open
-        self._idle_after = idle_after
+        self.idle_after = idle_after
         self._pace = pace
         self._shared = shared
         self._busy = busy or Busy(None, 0.0)
         self._dry_run = dry_run
         self._keep_warm = keep_warm
         self._to_zero = to_zero
-        self._listing = context.provider if isinstance(context.provider, ListingProvider) else None
+        self._rivals = rivals or Rivals(context.report, context.clock)
+        self._is_held = is_held
+        self._lists = lists
         self._drains: SingleFlight[Function, Result] = SingleFlight("scalezero-drain", AT_ONCE, self._clock)
-        self._listings: SingleFlight[None, None] = SingleFlight("scalezero-list", 1, self._clock)
+        self.at_exit: object = None
+        self.kept_up: KeptUp | None = None
         self._starting = PerProcess(lambda: threading.Lock())
         self._begin()
         _idlers.add(self)
@@ -138,13 +131,15 @@ class Idler:
         self._thread: threading.Thread | None = None
         self._stopped: threading.Event | None = None
         self._lead: LeasedLeadership | None = None
-        self._scanned_at = self._led_since = self._tried_at = self._turned_at = self._listed_at = NEVER
-        self._uses = FleetUses()
-        self._up_since: dict[Function, float] = {}
-        self._changed_at: dict[Function, float] = {}
-        self._not_before: dict[Function, float] = {}
-        self._refusals: dict[Function, int] = {}
-        self._off = False
+        self._led_since = self._tried_at = self._turned_at = NEVER
+        self._rivals.begin()
+        self._retries = Retries(self._context.report, self._clock)
+        self._candidates = Candidates(
+            self._context.cache, self.idle_after, self._retries, self._rivals, self._is_held
+        )
+        self._listing = Listing(self._context)
+        self._outdated = OutdatedFunctions(self._context.cache)
+        self.off = False
 
     def after_fork(self) -> None:
         """Become a worker of its own, to which nothing is known yet. Called in a forked child."""
@@ -162,17 +157,17 @@ class Idler:
         """
         if self._thread is None:
             self.start(multiprocess)
-        return self._off or self.gate.enter(function)
+        return self.off or self.gate.enter(function)
 
     # The thread
 
     def start(self, multiprocess: bool) -> None:
         """Start this process's thread, unless it runs."""
         with self._starting.get():
-            if self._thread is not None or self._off:
+            if self._thread is not None or self.off:
                 return
             if multiprocess and not self._shared:
-                self._off = True
+                self.off = True
                 self._context.report(IdlingOff("the server's processes do not meet; set coordination"))
                 return
             self._stopped = threading.Event()
@@ -182,10 +177,11 @@ class Idler:
                 self._thread = thread
                 atexit.register(self.stop, os.getpid())
 
-    def stop(self, pid: int) -> None:
+    def stop(self, pid: int, patience: float = 0.0) -> None:
         """End the thread; the worker leaves those whose use counts. Called at exit.
 
         :param pid: of the process that has registered it.
+        :param patience: seconds to wait for what is on its way to zero.
         """
         if pid != os.getpid() or self._stopped is None or self._thread is None:
             return
@@ -193,11 +189,16 @@ class Idler:
         self._thread.join(1.0)
         if self._lead is not None:
             self._lead.end()
+        deadline = self._clock() + patience
+        while self._drains.running() and self._clock() < deadline:
+            time.sleep(0.01)
         self.gate.leave()
 
     def _run(self) -> None:
         stopped = self._stopped
+        self._context.peers.begin()
         while stopped is not None and not stopped.is_set():
+            begun = time.thread_time()
             try:
                 self.gate.turn()
                 self.turn()
@@ -205,7 +206,8 @@ class Idler:
                 pass  # it is reported when it is lost
             except Exception:
                 logger.exception("an idler's turn failed")
-            stopped.wait(self._pace)
+            rest = REST * (time.thread_time() - begun)
+            stopped.wait(max(self._pace, min(rest, LONGEST_PACE)) if self._pace >= PACE else self._pace)
 
     # Decide
 
@@ -220,16 +222,19 @@ class Idler:
         self._keep_warm()
         if now < self._led_since + NEWLY_LED:
             return
-        reports = self._context.peers.use(self._store.workers)
-        drains = self._context.peers.use(self._store.drains)
+        reports = self._context.peers.use(self.store.workers)
+        drains = self._context.peers.use(self.store.drains)
         for function, drain in drains.items():
-            if drain.phase in (DrainPhase.DRAINING, DrainPhase.STOPPING):
-                self._drain(function, now, 0.0)  # left by a worker that has died; else its lease is held
-        for function, idle_for in self._idle(reports, drains, now):
-            self._drain(function, now, idle_for)
-        if self._listing is not None and now >= self._listed_at + LIST_EVERY:
-            self._listed_at = now
-            self._begin_list(self._listing, now)
+            if drain.phase in UNDER_WAY:
+                self._drain(function, now, None)  # left by a worker that has died; else its lease is held
+        if tells_outdated(self._context.provider):
+            for function in self._outdated.find(now):
+                self._replace(function, now)
+        for function, idle_for in self._candidates.find(reports, drains, now):
+            if not self._drain(function, now, idle_for):
+                break  # it stays idle until there is room
+        if self._lists:
+            self._listing.turn(now)
 
     def _leads(self) -> bool:
         if self._lead is not None:
@@ -246,104 +251,70 @@ class Idler:
         lead = self._lead
         return lead is not None and lead.holds()
 
-    def _idle(
-        self, reports: Iterable[WorkerReport], drains: Mapping[Function, Drain], now: float
-    ) -> list[tuple[Function, float]]:
-        """Return the functions that are idle as far as is known, and for how many seconds."""
-        in_use = self._uses.note(reports, now)
-        used_at, cache = self._uses.used_at, self._context.cache
-        up: dict[Function, FunctionState | None] = dict.fromkeys(used_at)
-        if now >= self._scanned_at + len(cache) * SCAN_PAUSE:
-            self._scanned_at = now
-            states = cache.states()
-        else:
-            states = [state for state in map(cache.peek, {*used_at, *self._up_since}) if state is not None]
-        for state in states:
-            meta = state.meta
-            if meta is not None:
-                is_held = meta.status.replicas or meta.status.paused
-                if is_held or meta.last_refresh < used_at.get(state.function, NEVER):
-                    up[state.function] = state
-                else:
-                    up.pop(state.function, None)
-                    self._uses.forget(state.function)
-        before = self._up_since
-        self._up_since = {each: before[each] if each in before else held_since(up[each], now) for each in up}
-        idle = []
-        for function, state_ in up.items():
-            if function in in_use or now < self._not_before.get(function, NEVER):
-                continue
-            if function in drains and drains[function].phase in (DrainPhase.DRAINING, DrainPhase.STOPPING):
-                continue
-            meta = None if state_ is None else state_.meta
-            # Of a function that only others use the labels are not known here: they are asked for first.
-            status = None if meta is None else status_by(meta, used_at.get(function, NEVER))
-            idle_after = 0.0 if status is None else self._idle_after(function, status)
-            if idle_after is None:
-                continue
-            moved_at = NEVER if state_ is None else state_.moved_at
-            since = max(
-                self._uses.idle_since(function, idle_after, moved_at, self._up_since[function]),
-                self._changed_at.get(function, NEVER),
-            )
-            if now >= since + idle_after:
-                idle.append((function, now - since))
-        return idle
-
     # Act
 
-    def _drain(self, function: Function, now: float, idle_for: float) -> None:
-        if self._drains.under_way(function):
-            return
-        with contextlib.suppress(TooManyWaiting):  # it stays idle until there is room
-            self._drains.join(function, partial(self._stop, function, idle_for), now + LIST_EVERY)
+    def _drain(self, function: Function, now: float, idle_for: float | None) -> bool:
+        """Begin to bring a function to zero, unless that is under way; return whether there was room.
 
-    def _begin_list(self, provider: ListingProvider, now: float) -> None:
-        with contextlib.suppress(TooManyWaiting):
-            self._listings.join(None, partial(self._list, provider), now + LIST_EVERY)
+        :param idle_for: for how many seconds it has been idle; ``None``: only what somebody has left of an
+            earlier try is ended.
+        """
+        if not self._drains.under_way(function):
+            try:
+                self._drains.join(function, partial(self._stop, function, idle_for), now + DRAIN_HANGS)
+            except TooManyWaiting:
+                return False
+        return True
 
-    def _stop(self, function: Function, idle_for: float, flight: object = None) -> Result:  # noqa: ARG002
-        meta = self._context.cache.find(function)
-        if meta is not None and meta.status.replicas and self._busy(function, meta.status):
+    def _stop(self, function: Function, idle_for: float | None, flight: object = None) -> Result:  # noqa: ARG002
+        # What a dead worker has left is ended, busy or not: until then nothing is passed to the function.
+        if idle_for is not None and self.is_busy(function):
             return self._note(function, Result(Outcome.VETOED))
         drain = FunctionDrain(
             self._context,
             function,
-            self._store,
+            self.store,
             self.gate,
-            self._idle_after,
-            idle_for,
+            self.idle_after,
+            idle_for or 0.0,
             self._still_leads,
             self._dry_run,
             self._to_zero,
         )
         return self._note(function, drain.stop())
 
-    def _note(self, function: Function, result: Result) -> Result:
-        now = self._clock()
-        put_off = PUT_OFF.get(result.outcome, 0.0)
-        if result.outcome is Outcome.CHANGED:
-            self._changed_at[function] = now
-        if result.outcome is Outcome.REFUSED:
-            times = self._refusals[function] = self._refusals.get(function, 0) + 1
-            put_off = backoff_step(times, REFUSED_FIRST, REFUSED_LONGEST)
-            self._context.report(StopRefused(function, result.reason, put_off))
-        elif result.outcome in (Outcome.STOPPED, Outcome.AT_ZERO, Outcome.GONE):
-            self._uses.forget(function)
-            self._refusals.pop(function, None)
-            self._changed_at.pop(function, None)
-        self._not_before[function] = now + put_off
-        if len(self._not_before) > 2 * AT_ONCE:
-            self._not_before = {each: until for each, until in self._not_before.items() if until > now}
-        return result
+    def _replace(self, function: Function, now: float) -> None:
+        """Begin to stop a function that is to start anew, unless that is under way, or was tried just now."""
+        if now >= self._retries.not_before(function) and not self._drains.under_way(function):
+            with contextlib.suppress(TooManyWaiting):  # it stays outdated until there is room
+                self._drains.join(function, partial(self._stop_outdated, function), now + DRAIN_HANGS)
 
-    def _list(self, provider: ListingProvider, flight: Flight[None] | None = None) -> None:
-        """Ask for the functions that nobody has used: somebody else may have started them."""
-        for function in map(Function._make, provider.list_functions()):
-            meta = self._context.cache.find(function)
-            if meta is None or meta.status.replicas == 0:
-                Refresh(self._context, function).run(flight or Flight(self._clock(), self._clock()))
-                self._context.pause(LIST_PAUSE)
+    def _stop_outdated(self, function: Function, flight: object = None) -> Result:  # noqa: ARG002
+        if self.is_busy(function):
+            return self._note(function, Result(Outcome.VETOED))
+        way = Replacement(
+            self._context, function, self.store, self.gate, self.idle_after, 0.0, self._still_leads
+        )
+        return self._note(function, way.stop())
+
+    def is_busy(self, function: Function) -> bool:
+        """Return whether it is busy, by its present labels and address: others may have started it."""
+        cache = self._context.cache
+        if cache.freshness(cache.find(function)) is not Freshness.FRESH:
+            self._read(function)
+        meta = cache.find(function)
+        return meta is not None and meta.status.replicas > 0 and self._busy(function, meta.status)
+
+    def _read(self, function: Function) -> None:
+        Refresh(self._context, function).run(Flight(self._clock(), self._clock()))
+
+    def _note(self, function: Function, result: Result) -> Result:
+        if result.outcome in (Outcome.STOPPED, Outcome.AT_ZERO, Outcome.GONE):
+            self._candidates.uses.forget(function)
+        if result.outcome is Outcome.STOPPED:
+            self._rivals.stopped(function)
+        self._retries.note(function, result)
+        return result
 
 
 _idlers: weakref.WeakSet[Idler] = weakref.WeakSet()

@@ -32,8 +32,8 @@ UNKNOWN_START = 30.0
 NOT_BEFORE = END
 """Seconds for which a function is not stopped before it would be started: a stop may take as long."""
 
-LOOK_EVERY, LOOK_PAUSE = 1.0, 0.0005
-"""Seconds between two looks at all functions, at least and for each: with 10,000 every 5 s."""
+LOOK_EVERY, LOOK_PAUSE = 1.0, 0.001
+"""Seconds between two looks at all functions, at least and for each: with 10,000 every 10 s."""
 
 LOOK_AGAIN = 60.0
 """Seconds after which the provider is asked anew for a function that was up: it may have ended."""
@@ -75,6 +75,7 @@ class KeepWarm:
     :param keep_warm: hours of all functions that are ever idle, unless their labels say others.
     :param dry_run: whether it is only said what would be started.
     :param wall_clock: seconds since the epoch.
+    :param may_start: whether a function may be started now, which somebody else may want to be at zero.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class KeepWarm:
         keep_warm: str | None = None,
         dry_run: bool = False,
         wall_clock: Callable[[], float] = time.time,
+        may_start: Callable[[Function], bool] = lambda _: True,
     ) -> None:
         self._scaler = scaler
         self._cache, self._report = scaler.context.cache, scaler.context.report
@@ -92,6 +94,7 @@ class KeepWarm:
         self._idleness, self._is_ours = idleness, is_ours
         self._for_all = None if keep_warm is None else schedule(keep_warm)
         self._dry_run = dry_run
+        self._may_start_now = may_start
         self._warnings = LabelWarnings()
         self._read: Bounded[str, Schedule | str] = Bounded(SCHEDULES)
         self._notes = PerProcess(_Notes)
@@ -101,10 +104,19 @@ class KeepWarm:
     def __call__(self, function: Function, status: ReplicaStatus) -> float | None:
         """Return after how many seconds without use the function is idle; ``None``: never, or not now."""
         idle_after = self._idleness(function, status)
-        hours = None if idle_after is None else self._hours(function, status)
-        if hours is not None and self._due_for(function, hours, self._wall_clock()) >= -NOT_BEFORE:
-            return None
-        return idle_after
+        return None if idle_after is None or self.is_due(function, status) else idle_after
+
+    def is_due(self, function: Function, status: ReplicaStatus) -> bool:
+        """Return whether the function is to be up for its hours, or is about to be started for them."""
+        hours = self._hours(function, status)
+        return hours is not None and self._due_for(function, hours, self._wall_clock()) >= -NOT_BEFORE
+
+    def holds(self, function: Function, status: ReplicaStatus) -> bool:
+        """Return whether the function should be up for its hours now."""
+        hours = self._hours(function, status)
+        if hours is None or self._due_for(function, hours, self._wall_clock()) < 0:
+            return False
+        return self._may_start(function, status, hours)
 
     def _hours(self, function: Function, status: ReplicaStatus) -> Schedule | None:
         """Return the hours that the function's label or annotation says, or else the setting."""
@@ -155,7 +167,8 @@ class KeepWarm:
         free = AT_ONCE - sum(self._scaler.flight(function) is not None for function in notes.tries)
         for function, begins_in in to_start:
             tries = notes.tries[function]
-            if free > 0 and now >= tries.not_before and self._scaler.flight(function) is None:
+            is_due = now >= tries.not_before and self._may_start_now(function)
+            if free > 0 and is_due and self._scaler.flight(function) is None:
                 notes.tries[function] = self._start(function, begins_in, tries, now)
                 free -= 1
 

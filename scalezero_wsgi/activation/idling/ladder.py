@@ -21,6 +21,9 @@ from .labels import LabelWarnings
 
 logger = logging.getLogger("scalezero_wsgi")
 
+IdleAfter = Callable[[Function, ReplicaStatus], float | None]
+"""Returns after how many seconds without use a function is idle; ``None``: never, or not now."""
+
 ToZero = Callable[[Function, ReplicaStatus], None]
 """Takes a function of that status to zero, and returns when that was asked for, or is done."""
 
@@ -37,7 +40,7 @@ def held_since(state: FunctionState | None, now: float) -> float:
 
 def status_by(meta: FunctionMeta, used_at: float) -> ReplicaStatus:
     """Return an entry's status; if the function was used since, it is not paused any more."""
-    is_past = meta.status.paused and meta.last_refresh < used_at
+    is_past = meta.status.paused and meta.seen_at < used_at
     return replace(meta.status, paused=False) if is_past else meta.status
 
 
@@ -62,7 +65,7 @@ class Ladder:
     def __init__(
         self,
         action: IdleAction,
-        idle_after: Callable[[Function, ReplicaStatus], float | None],
+        idle_after: IdleAfter,
         provider: Provider,
     ) -> None:
         self._action = action

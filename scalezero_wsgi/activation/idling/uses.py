@@ -24,6 +24,7 @@ class Uses:
         nothing. Since when it does, its token says by an attribute ``silent_since``; one without it counts.
     :param keep_alive: what clients ask for; ``None``: it is not heeded.
     :ivar in_use: how many requests are in flight or wait, as of the last look.
+    :ivar in_flight: which of them have requests in flight.
     :ivar ended_at: the end of the last use, or the last look at which it was in use.
     """
 
@@ -45,6 +46,7 @@ class Uses:
     def begin(self) -> None:
         """Start as a worker that has used nothing yet, after a fork as well."""
         self.in_use: dict[Function, int] = {}
+        self.in_flight: frozenset[Function] = frozenset()
         self.ended_at: dict[Function, float] = {}
         self._last_used: dict[Function, float] = {}
         self._looked_at = NEVER
@@ -58,10 +60,11 @@ class Uses:
             self._keep_alive.begin_look()
         in_use, last_used, asked_since = dict(self._waiting()), {}, now - PAGE_INTEREST
         in_flight: dict[Function, list[object]] = {}
-        for state in self._cache.states():
-            # Of many functions most are not used here. A request sets the first before it is in flight.
-            if state.last_used == NEVER and state.page_asked_at < asked_since:
-                continue
+        # Of many functions most are not used here. A request sets the first before it is in flight.
+        states = self._cache.states()
+        for state in [
+            each for each in states if each.last_used != NEVER or each.page_asked_at >= asked_since
+        ]:
             function = state.function
             counting = self._counting(state)
             if counting or state.page_asked_at >= asked_since:
@@ -85,6 +88,7 @@ class Uses:
                 if self._keep_alive is not None:
                     self._keep_alive.forget(function)
         self.in_use, self._last_used, self._looked_at = in_use, last_used, now
+        self.in_flight = frozenset(in_flight)
 
     def unused_for(self, now: float) -> dict[Function, float]:
         """Return for how many seconds each function has not been used; those used long ago are left out."""

@@ -182,7 +182,7 @@ def test_the_end_of_a_start_is_seen_soon(duration: float) -> None:
             clock.sleep,
         )
 
-    outcome = outcome_of(duration, [run(seed) for seed in range(60)])
+    outcome = outcome_of(duration, [run(seed) for seed in range(30)])
     print(outcome)
     outcome.check()
 

@@ -581,3 +581,13 @@ def test_a_child_forked_during_a_flight_and_under_the_lock_has_flights_of_its_ow
         assert flight.wait(20) and flight.result() is True
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
+
+
+def test_a_flight_knows_whether_somebody_waits_for_it() -> None:
+    flight: Flight[None] = Flight(0.0, 1.0)
+    known = [flight.is_waited_for]
+    with flight.wakes(Sleeper()):
+        known.append(flight.is_waited_for)
+    known.append(flight.is_waited_for)
+    flight.waiters.add("a request")
+    assert [*known, flight.is_waited_for] == [False, True, False, True]

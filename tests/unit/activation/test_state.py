@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from scalezero_wsgi import FunctionCache
 from scalezero_wsgi.activation.state import NEVER, STABLE, FunctionMeta, FunctionState, LastStart
 from scalezero_wsgi.coordination.base import Failure, SharedStatus, Start
 from scalezero_wsgi.model import FunctionFailed, ReplicaStatus
+from tests.support.clock import Clock
 from tests.support.fakes import HELLO, STARTING, UP, ZERO
 
 
@@ -162,3 +164,17 @@ class TestShared:
 
 def test_each_start_has_a_name_of_its_own() -> None:
     assert start(started()).name != start(started()).name
+
+
+def test_an_entry_that_became_suspect_was_seen_when_it_was_answered() -> None:
+    """However often: who used the function after the answer knows more of it than the entry does."""
+    clock = Clock()
+    cache = FunctionCache(1.0, clock=clock)
+    assert cache.set("hello", ZERO, asked_at=0.0).seen_at == 0.0
+    for now in (5.0, 6.0):
+        clock.now = now
+        cache.mark_suspect(HELLO)
+        meta = cache.find(HELLO)
+        assert meta is not None
+        assert (meta.last_refresh, meta.seen_at) == (now, 0.0)
+    assert cache.set("hello", UP).seen_at == 6.0

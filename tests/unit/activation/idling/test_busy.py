@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-from scalezero_wsgi import ReplicaStatus
+from scalezero_wsgi import Function, ReplicaStatus, ScaleZeroMiddleware
 from scalezero_wsgi.activation.idling import busy as module
+from scalezero_wsgi.activation.idling import listing, retries
 from scalezero_wsgi.activation.idling.busy import BUSY, Busy
+from scalezero_wsgi.activation.idling.drain import Outcome
+from scalezero_wsgi.coordination.base import Drain, DrainPhase, WorkerReport
+from scalezero_wsgi.coordination.memory import MemoryCoordination
 from tests.support.clock import Clock
-from tests.support.fakes import HELLO, UP
+from tests.support.fakes import HELLO, UP, ZERO, FakeEngine
+from tests.support.waiting import until
+from tests.support.wsgi import App, ask
 
 CAP = 60.0
 
@@ -113,3 +120,72 @@ def test_a_callback_that_hangs_is_not_asked_again_and_counts_as_busy(monkeypatch
     assert [busy(HELLO, UP) for _ in range(3)] == [True] * 3
     assert calls == ["hello"]
     end.set()
+
+
+# The whole
+
+
+class Listing(FakeEngine):
+    def list_functions(self) -> list[Function]:
+        return [HELLO]
+
+
+class Site:
+    """``busy`` says what the callback does."""
+
+    def __init__(self) -> None:
+        self.engine = Listing(time.monotonic)
+        self.store = MemoryCoordination()
+        self.busy = True
+        self.asked: list[str] = []
+        self.door = ScaleZeroMiddleware(
+            App(), self.engine, idle_after=0.05, idle_default="all", coordination=self.store, busy=self._busy
+        )
+        assert self.door._idler is not None
+        self.idler = self.door._idler
+
+    def _busy(self, name: str, namespace: str) -> bool:
+        self.asked.append(name)
+        return self.busy
+
+    def report_use(self) -> None:
+        """Be another worker, which has used the function, and for which no drain waits."""
+        self.store.report(WorkerReport("other/apart/use", unused_for={HELLO: 1.0}), 60)
+
+    def stops(self) -> int:
+        return self.engine.sets.count((HELLO, 0))
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("known", [True, False], ids=["as at zero", "not at all"])
+def test_a_function_that_others_have_started_is_asked(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker that decides knows it by their reports alone."""
+    monkeypatch.setattr(listing, "LIST_EVERY", 1e9)
+    monkeypatch.setattr(retries, "PUT_OFF", {**retries.PUT_OFF, Outcome.VETOED: 0.05})
+    site = Site()
+    if known:
+        site.door.cache.set("hello", ZERO, asked_at=time.monotonic() - 10.0)
+    site.engine.put_up("hello")
+    monkeypatch.setattr(site.idler._listing, "turn", lambda now: None)
+    site.report_use()
+    site.idler.start(multiprocess=False)
+    until(lambda: len(site.asked) >= 3)
+    assert site.engine.sets == []
+    assert site.store.drains() == {}
+    site.busy = False
+    until(site.stops)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("stopped", [True, False])
+def test_what_a_dead_worker_has_left_is_ended_though_it_is_busy(stopped: bool) -> None:
+    """Nothing is passed to it until then."""
+    site = Site()
+    ask(site.door)
+    until(lambda: site.asked)  # from here on it is vetoed
+    if stopped:
+        site.engine.put_down()
+    assert site.store.change_drain(HELLO, None, Drain(DrainPhase.STOPPING, 7), 60)
+    until(lambda: site.store.drains().get(HELLO) != Drain(DrainPhase.STOPPING, 7))
+    assert ask(site.door)[0] == "200 OK"
+    assert site.stops() == 0

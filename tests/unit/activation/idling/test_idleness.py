@@ -56,6 +56,25 @@ def test_a_minimum_that_was_set_on_purpose_keeps_a_function_up(label: str) -> No
     assert of_all(HELLO, ReplicaStatus(1, 1, labels={label: "2", ZERO: "true"})) == DEFAULT
 
 
+@pytest.mark.parametrize(
+    ("labels", "may_go"),
+    [
+        ({}, True),
+        ({OWN: "10m"}, True),
+        ({OWN: "never"}, False),
+        ({ZERO: "false"}, False),
+        ({"scalezero.min": "1"}, False),
+        ({"scalezero.min": "1", OWN: "10m"}, True),
+    ],
+)
+def test_for_another_it_may_go_unless_something_says_that_it_stays(
+    labels: dict[str, str], may_go: bool
+) -> None:
+    status = ReplicaStatus(1, 1, labels=labels)
+    assert [Idleness(DEFAULT, for_all).may_go(HELLO, status) for for_all in (True, False)] == [may_go] * 2
+    assert not Idleness(DEFAULT, True, lambda _: False).may_go(HELLO, status)
+
+
 def test_a_function_that_no_request_may_wake_is_never_idle() -> None:
     idleness = Idleness(DEFAULT, True, lambda function: function == HELLO)
     assert idleness(HELLO, ReplicaStatus(1, 1)) == DEFAULT

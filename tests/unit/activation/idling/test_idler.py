@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from scalezero_wsgi import Function, ProviderError, ReplicaStatus, ScaleZeroMiddleware
+from scalezero_wsgi.activation import outages, request_queue, scaler
 from scalezero_wsgi.activation.idling import drain
 from scalezero_wsgi.coordination.base import Drain, DrainPhase, WorkerReport
 from scalezero_wsgi.coordination.memory import MemoryCoordination
@@ -21,7 +22,7 @@ from tests.support.wsgi import App, Visit, ask, environ_of, in_flight
 
 pytestmark = pytest.mark.usefixtures("at_once")
 
-IDLE_AFTER = 0.05
+IDLE_AFTER = 0.03
 
 
 def start_response(status: str, headers: Any, exc_info: Any = None, /) -> Any: ...
@@ -87,7 +88,9 @@ def test_an_unused_function_goes_to_zero_and_is_woken_again() -> None:
         assert ask(site.door)[0] == "200 OK"
         used_at = time.monotonic()
         until(lambda count=count: len(site.told(FunctionStopped)) == count)  # type: ignore[misc]
-        assert time.monotonic() >= used_at + IDLE_AFTER
+        noticed_after = time.monotonic() - used_at
+        assert noticed_after >= IDLE_AFTER
+        assert 0 <= site.told(FunctionStopped)[-1].late <= noticed_after - IDLE_AFTER
     assert site.engine.sets == [(HELLO, 1), (HELLO, 0)] * 2
 
 
@@ -106,7 +109,7 @@ def test_a_function_that_does_not_opt_in_stays_up() -> None:
 
 def test_a_label_opts_in() -> None:
     site = Site(idle_default="labelled", idle_after=60)
-    site.engine.status = replace(UP, labels={"scalezero.idle-after": "50ms"})
+    site.engine.status = replace(UP, labels={"scalezero.idle-after": "30ms"})
     ask(site.door)
     until(site.is_at_zero)
 
@@ -167,6 +170,17 @@ def test_a_request_that_uses_nothing_does_not_count() -> None:
         time.sleep(0.01)
 
 
+SILENT = 0.2
+"""Seconds, instead of one."""
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider that is silent counts as one that fails soon."""
+    for module in (outages, request_queue, scaler):
+        monkeypatch.setattr(module, "SILENT", SILENT)
+
+
 # The hand-shake, with a worker that does not answer, so that the function stays in DRAINING
 
 
@@ -224,13 +238,14 @@ def test_a_worker_that_does_not_acknowledge_keeps_it_up_until_it_is_gone(drainin
     assert draining.engine.stops() == 0
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_request_that_comes_while_it_stops_waits_and_starts_it_again() -> None:
     site = Site()
     site.engine.may_stop.clear()
     ask(site.door)
     assert site.engine.stopping.wait(30)
     visit = Visit(site.door)
-    time.sleep(1.2)  # a provider that is silent for a second counts as one that fails
+    time.sleep(2 * SILENT)  # a provider that is silent for so long counts as one that fails
     assert site.door.queue.waiting() == 1
     site.engine.may_stop.set()
     assert visit.status == "200 OK"
@@ -277,11 +292,12 @@ def test_what_a_dead_worker_has_left_is_ended(left: DrainPhase) -> None:
     assert site.engine.stops() == 0
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_request_waits_while_it_is_found_out_what_a_dead_worker_has_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It takes longer than a provider may be silent for."""
-    monkeypatch.setattr(drain, "SETTLE", 1.5)
+    monkeypatch.setattr(drain, "SETTLE", 2 * SILENT)
     site = Site(idle_after=60)
     ask(site.door)
     before = len(site.engine.queries)

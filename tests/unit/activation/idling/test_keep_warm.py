@@ -380,12 +380,12 @@ def test_where_no_request_comes_it_is_up_before_its_hours_and_until_they_end(
     assert door._idler is not None
     door._idler.start(multiprocess=False)
     until(lambda: door.cache.find(HELLO) is not None)
-    time.sleep(0.3)
+    time.sleep(0.2)
     assert engine.sets == []
     at = OPENS - EARLY
     until(lambda: engine.sets == [(HELLO, 1)])
     for at in (OPENS, CLOSES - 1):  # noqa: B007  the clock on the wall shows it
-        time.sleep(0.5)
+        time.sleep(0.2)  # four times as long as it may be idle
         assert engine.sets == [(HELLO, 1)]
     at = CLOSES
     until(lambda: engine.sets == [(HELLO, 1), (HELLO, 0)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,9 +14,12 @@ from scalezero_wsgi.activation.idling import idler as idling
 from scalezero_wsgi.coordination.base import DrainPhase, WorkerReport
 from scalezero_wsgi.events import DrainCancelled
 from tests.support.fakes import HELLO, UP
+from tests.support.idlers import end_idlers
 from tests.support.waiting import until
 from tests.support.wsgi import ask
 from tests.unit.activation.idling.test_idler import Engine, Site, phase
+
+IDLE_AFTER = 0.05
 
 
 @pytest.fixture
@@ -25,13 +27,12 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """A site whose function drains until a worker that does not answer is taken away."""
     monkeypatch.setattr(idling, "NEWLY_LED", 0.0)
     monkeypatch.setattr(drain, "ACKNOWLEDGE", 60.0)
-    site = Site(cache_expiry=0.0, idle_after=0.2)
+    site = Site(cache_expiry=0.0, idle_after=IDLE_AFTER)
     site.store.report(WorkerReport("silent/use"), 60)
     ask(site.door)
     until(lambda: phase(site) is DrainPhase.DRAINING)
     yield site
-    for idler in list(idling._idlers):
-        idler.stop(os.getpid())
+    end_idlers()
 
 
 CHANGES = {
@@ -52,7 +53,7 @@ def test_a_change_stands(status: ReplicaStatus, site: Site) -> None:
     assert site.told(DrainCancelled)[0].reason == "somebody else has changed it meanwhile"
     assert phase(site) is DrainPhase.READY
     until(site.is_at_zero)  # as of a function that nobody has used since
-    assert time.monotonic() >= changed_at + 0.2
+    assert time.monotonic() >= changed_at + IDLE_AFTER
 
 
 class Deleted(Engine):
@@ -71,7 +72,7 @@ def test_a_function_that_is_deleted_stays_so(site: Site) -> None:
     site.store.leave("silent/use")
     until(lambda: phase(site) in {None, DrainPhase.READY})
     assert ask(site.door)[0] == "404 NOT FOUND"
-    time.sleep(0.5)  # longer than a function may be idle
+    time.sleep(4 * IDLE_AFTER)
     assert site.engine.sets[before:] == []
     assert phase(site) in {None, DrainPhase.READY}
 

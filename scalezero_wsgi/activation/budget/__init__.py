@@ -1,0 +1,2 @@
+"""Keep what runs within a budget: how many functions at once, and how much memory. See "Budgets" in
+``ARCHITECTURE.md``."""
