@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from .coordination import Coordination
+from .coordination.base import DrainingCoordination
 from .coordination.default import default_coordination
 from .coordination.memory import MemoryCoordination
 from .model import SettingError
@@ -55,6 +56,11 @@ def settings_for(provider: Provider, settings: Settings | None, keywords: Settin
             f"keep_warm: {made.keep_warm!r} is not allowed without idle_after: it is for functions that go to"
             " zero, and none does"
         )
+    if made.has_budget and not isinstance(made.coordination, DrainingCoordination | None):
+        raise SettingError(
+            f"coordination: {made.coordination!r} is not allowed with a budget (max_running and the like); it"
+            " must be a store with drains() and change_drain(), by which functions are stopped for others"
+        )
     own = provider.own_namespace if isinstance(provider, NamespacedProvider) else ""
     if made.default_namespace or own == "":
         return made
@@ -68,7 +74,7 @@ def settings_for(provider: Provider, settings: Settings | None, keywords: Settin
 
 def store_for(settings: Settings) -> Coordination | None:
     """Return the store in which the workers meet; ``None``: each is on its own."""
-    if settings.idle_after is None:
+    if settings.idle_after is None and not settings.has_budget:
         return settings.coordination or default_coordination()
     # gunicorn has two workers for a while when it reloads its only one.
     return settings.coordination or default_coordination(least_workers=1) or MemoryCoordination()

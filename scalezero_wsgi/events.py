@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 from ._lib.bounded import Bounded
 from .model import Function
@@ -20,6 +21,8 @@ logger = logging.getLogger("scalezero_wsgi")
 
 _QUIET = 60.0
 """Seconds for which the same line about the same function is not logged again."""
+
+_CAPITAL = re.compile(r"(?<!^)(?=[A-Z])")
 
 CALLS_LOGGED = 100
 """How many calls of one function are logged in a minute."""
@@ -38,25 +41,53 @@ class FunctionEvent(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class StatusQueried(FunctionEvent):
+    """An activation has its first answer: from the provider, or from the worker that leads it.
+
+    Each worker says so for its own flights, and of a function that exists only.
+
+    :ivar led: whether this worker leads the activation.
+    """
+
+    replicas: int
+    available: int
+    led: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class ScaleRequested(FunctionEvent):
-    """The provider accepted a new replica count."""
+    """The provider accepted a new replica count.
+
+    :ivar took: for how many seconds it was called; one that starts a process may be up since the beginning.
+    """
 
     before: int
     replicas: int
+    took: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class FunctionReady(FunctionEvent):
-    """A replica became available, ``after`` seconds after the activation began."""
+    """A replica became available, ``after`` seconds after the activation began.
+
+    Each worker in which requests waited for it says so.
+
+    :ivar led: whether this is the worker that started it; there is one in the fleet.
+    """
 
     after: float
+    led: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class WaitGivenUp(FunctionEvent):
-    """A request was held for ``after`` seconds and got no replica."""
+    """A request was held for ``after`` seconds and got no replica.
+
+    :ivar call_id: the ``X-Call-Id`` that its client was told.
+    """
 
     after: float
+    call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +124,22 @@ class RequestRefused(FunctionEvent):
     """A request was answered with 503 although its function might have come up.
 
     :param reason: why, in words that name no function: ``"no place to wait"``, ``"the worker stops"``.
+    :ivar call_id: the ``X-Call-Id`` that its client was told.
     """
 
     reason: str
+    call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestReplayed(FunctionEvent):
-    """A safe request found the function at zero and is passed down once more."""
+    """A safe request found the function at zero and is passed down once more.
+
+    :ivar call_id: its own ``X-Call-Id``, or one that its client is told only if it fails after all.
+    """
 
     waited: float
+    call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +151,27 @@ class FunctionIdle(FunctionEvent):
 
 @dataclass(frozen=True, slots=True)
 class FunctionStopped(FunctionEvent):
-    """The function was idle and is at zero; this took ``after`` seconds from the decision on."""
+    """The function is at zero; this took ``after`` seconds from the decision on.
+
+    :ivar reason: ``"idle"``; ``"evicted"``, for another one's room; ``"by_hand"``; ``"changed"``: it is to
+        start with other settings; ``"exit"``: the server ends.
+    :ivar late: of an idle one, how many seconds it had been idle for beyond ``idle_after`` at that decision.
+    """
 
     after: float
+    reason: str = "idle"
+    late: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class FunctionPaused(FunctionEvent):
-    """The function was idle and is paused; this took ``after`` seconds from the decision on."""
+    """The function was idle and is paused; this took ``after`` seconds from the decision on.
+
+    :ivar late: see :class:`FunctionStopped`.
+    """
 
     after: float
+    late: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +183,16 @@ class DrainCancelled(FunctionEvent):
 
 @dataclass(frozen=True, slots=True)
 class StopRefused(FunctionEvent):
-    """The provider did not scale the idle function to zero; the next try is in ``retry_after`` seconds."""
+    """The provider did not scale the unused function to zero; the next try is in ``retry_after`` seconds."""
+
+    reason: str
+    retry_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionContested(FunctionEvent):
+    """Somebody else undoes what is done with the function here, again and again; ``reason`` says what. It is
+    left alone for ``retry_after`` seconds, but for its requests."""
 
     reason: str
     retry_after: float
@@ -150,6 +207,25 @@ class KeptWarm(FunctionEvent):
 
     begins_in: float
     dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionQueued(FunctionEvent):
+    """The function's start waits its turn, for there is no room in the budget."""
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionEvicted(FunctionEvent):
+    """The function was stopped, for ``room_for`` needs its room."""
+
+    room_for: Function
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetOff(Event):
+    """Starts are not kept within a budget here, for ``reason``."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +250,30 @@ class CoordinationRestored(Event):
 Hook = Callable[[Event], None]
 
 
+def as_dict(event: Event) -> dict[str, str | float | bool | None]:
+    """Return an event as JSON has it: its kind under ``event``, such as ``"function_ready"``, and its fields.
+
+    A function is ``"name"`` or ``"name.namespace"``, an error its text.
+    """
+    told: dict[str, str | float | bool | None] = {"event": kind_of(event)}
+    for each in fields(event):
+        value = getattr(event, each.name)
+        told[each.name] = value if isinstance(value, str | float | int | None) else str(value)
+    return told
+
+
+def kind_of(event: Event) -> str:
+    """Return the kind of an event in words, such as ``"function_ready"``."""
+    return _CAPITAL.sub("_", type(event).__name__).lower()
+
+
 def _describe(event: Event) -> tuple[int, str]:
     match event:
-        case ScaleRequested(function, before, replicas):
+        case StatusQueried(function, replicas, available, _):
+            return logging.DEBUG, f"{function}: {available} of {replicas} replicas available"
+        case ScaleRequested(function, before, replicas, _):
             return logging.INFO, f"{function}: requested {before} → {replicas} replicas"
-        case FunctionReady(function, after):
+        case FunctionReady(function, after, _):
             return logging.INFO, f"{function}: ready after {after:.3f} s"
         case WaitGivenUp(function, after):
             return logging.WARNING, f"{function}: gave up after {after:.3f} s"
@@ -199,18 +294,26 @@ def _describe(event: Event) -> tuple[int, str]:
             return logging.INFO, f"{function}: was at zero, passed down again after {waited:.3f} s"
         case FunctionIdle(function, idle_for):
             return logging.INFO, f"{function}: idle for {idle_for:.0f} s, would be scaled to zero"
-        case FunctionStopped(function, after):
-            return logging.INFO, f"{function}: idle, scaled to zero after {after:.3f} s"
+        case FunctionStopped(function, after, reason):
+            return logging.INFO, f"{function}: {reason.replace('_', ' ')}, scaled to zero after {after:.3f} s"
         case FunctionPaused(function, after):
             return logging.INFO, f"{function}: idle, paused after {after:.3f} s"
         case DrainCancelled(function, reason):
             return logging.INFO, f"{function}: not scaled to zero: {reason}"
         case StopRefused(function, reason, retry_after):
             return logging.WARNING, f"{function}: stays up ({reason}); next try in {retry_after:.0f} s"
+        case FunctionContested(function, reason, retry_after):
+            return logging.WARNING, f"{function}: {reason}; left alone for {retry_after:.0f} s"
         case KeptWarm(function, begins_in, dry_run):
             done = "would be started" if dry_run else "started"
             when = f"begin in {begins_in:.0f} s" if begins_in > 0 else "have begun"
             return logging.INFO, f"{function}: {done} for its hours, which {when}"
+        case FunctionQueued(function):
+            return logging.INFO, f"{function}: waits for room in the budget"
+        case FunctionEvicted(function, room_for):
+            return logging.INFO, f"{function}: stopped to make room for {room_for}"
+        case BudgetOff(reason):
+            return logging.WARNING, f"no budget is kept: {reason}"
         case IdlingOff(reason):
             return logging.WARNING, f"no function is scaled back to zero: {reason}"
         case CoordinationLost(error):

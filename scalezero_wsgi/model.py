@@ -137,6 +137,17 @@ class StillStarting(NotAvailable):
         super().__init__(function, waited, retry_after, shortened)
 
 
+class NoRoom(NotAvailable):
+    """The function waited for others to go, so that it fits into the budget, and none could before the
+    deadline."""
+
+    def __init__(
+        self, function: Function, waited: float, retry_after: float = 1.0, shortened: bool = False
+    ) -> None:
+        super().__init__(function, waited, retry_after, shortened)
+        self.args = (f"there was no room for function {function} within {waited:.1f} s",)
+
+
 class ProviderSilent(ProviderError):
     """The provider has not answered yet; it may still do so."""
 

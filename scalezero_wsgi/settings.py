@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from ._lib.durations import seconds
-from ._lib.idle_action import STOP, IdleAction, idle_action
-from ._lib.readers import count, file, http_status, one_of, optional, positive_duration, rate, switch
+from ._lib.idle_action import STOP, IdleAction
 from .activation.function_cache import MAXSIZE
-from .coordination import Coordination, make_coordination
+from .coordination import Coordination
 from .events import Hook
 from .model import InvalidFunctionName, SettingError
-from .schedule import schedule
-from .web.access import request_rule
-from .web.routing import NAME_RULES, Names
+from .setting_readers import READERS
+from .web.routing import Names
 
 if TYPE_CHECKING:
     from .web.access import Rule
     from .web.routing import Route
-
-T = TypeVar("T")
 
 Duration = float | str
 """Seconds, or a string such as ``"250ms"``, ``"10m30s"`` or ``"1h"``."""
@@ -64,6 +58,11 @@ class SettingKeywords(TypedDict, total=False):
     busy: Callable[[str, str], object] | None
     busy_cap: Duration
     dry_run: bool
+    max_running: int | None
+    max_running_of: Mapping[str, int]
+    max_memory: int | str | None
+    max_memory_of: Mapping[str, int | str]
+    min_uptime: Duration
     expose_failures: bool
     coordination: Coordination | str | None
     hooks: Sequence[Hook]
@@ -123,10 +122,18 @@ class Settings:
         although it serves no request. The label ``scalezero.busy`` names a path that is asked instead.
     :param busy_cap: for how long a function counts as busy that cannot be asked.
     :param dry_run: whether it is only said which functions would go to zero.
+    :param max_running: how many functions may be up or paused at once, in all workers that share a store;
+        ``None``: as many as like. Another one's start waits until one can go that is not used.
+    :param max_running_of: the same for groups of functions, such as ``{"gpu": 1}``. A function's label
+        ``scalezero.budget`` names its group; it counts in ``max_running`` as well.
+    :param max_memory: how much memory they may need together by their labels ``scalezero.memory``, which say
+        it for each replica: bytes, or a string such as ``"8GiB"``. A function without the label needs none.
+    :param max_memory_of: the same for groups.
+    :param min_uptime: for how long a function has been up at least before it goes for another.
     :param expose_failures: whether clients are told why a function could not be started, its last lines of
         output included; for development.
-    :param coordination: where the workers meet: a URL, see
-        :func:`~scalezero_wsgi.coordination.make_coordination`, or an object. ``None``: the
+    :param coordination: where the workers meet: a URL such as ``"sqlite:///path/of/file"`` or
+        ``"redis://host:6379/0"``, or a :class:`~scalezero_wsgi.coordination.base.Coordination`. ``None``: the
         workers of a gunicorn that starts with two or more, in a SQLite file in the directory for temporary
         files (Linux); under other servers each for itself, as with ``"memory://"``.
     :param hooks: callables that are told every event.
@@ -165,6 +172,11 @@ class Settings:
     busy: Callable[[str, str], object] | None = None
     busy_cap: float = 3600.0
     dry_run: bool = False
+    max_running: int | None = None
+    max_running_of: Mapping[str, int] = field(default_factory=dict, hash=False)
+    max_memory: int | None = None
+    max_memory_of: Mapping[str, int] = field(default_factory=dict, hash=False)
+    min_uptime: float = 30.0
     expose_failures: bool = False
     coordination: Coordination | None = None
     hooks: tuple[Hook, ...] = ()
@@ -174,7 +186,7 @@ class Settings:
         for setting in fields(self):
             value = getattr(self, setting.name)
             try:
-                object.__setattr__(self, setting.name, _READERS[setting.name](value))
+                object.__setattr__(self, setting.name, READERS[setting.name](value))
             except ValueError as error:
                 raise SettingError(f"{setting.name}: {error}") from None
         if self.idle_action.after is not None:
@@ -197,6 +209,12 @@ class Settings:
             )
         object.__setattr__(self, "max_wait_of", max_wait_of)
 
+    @property
+    def has_budget(self) -> bool:
+        """Whether it is limited what may be up at once."""
+        alone = self.max_running is not None or self.max_memory is not None
+        return alone or bool(self.max_running_of or self.max_memory_of)
+
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], prefix: str = "SCALEZERO_") -> Settings:
         """Read the keys that begin with ``prefix``, such as Flask's ``app.config`` holds them.
@@ -218,12 +236,15 @@ class Settings:
         return cls(**chosen)
 
     @classmethod
-    def from_environ(cls, environ: Mapping[str, str] | None = None) -> Settings:
+    def from_environ(
+        cls, environ: Mapping[str, str] | None = None, defaults: Mapping[str, Any] | None = None
+    ) -> Settings:
         """Read ``SCALEZERO_*`` from the process environment.
 
         A name that resembles none of the settings' is somebody else's: Kubernetes, for one, sets
         ``SCALEZERO_PORT`` and others for a service called scalezero.
 
+        :param defaults: settings by their names, where the environment says nothing.
         :raises SettingError: a name is a setting's misspelt, or a value is not allowed.
         """
         names = [setting.name.upper() for setting in fields(cls)]
@@ -235,7 +256,9 @@ class Settings:
             if difflib.get_close_matches(key.removeprefix("SCALEZERO_"), names, cutoff=0.75)
             and key.startswith("SCALEZERO_")
         }
-        return cls.from_mapping(ours)
+        return cls.from_mapping(
+            {f"SCALEZERO_{name.upper()}": value for name, value in (defaults or {}).items()} | ours
+        )
 
 
 def _hint(name: str, known: Sequence[str], prefix: str) -> str:
@@ -244,156 +267,3 @@ def _hint(name: str, known: Sequence[str], prefix: str) -> str:
         return f"there are: {', '.join(known)}"
     meant = [f"{prefix}{each.upper() if prefix else each}" for each in near]
     return f"did you mean {' or '.join(meant)}?"
-
-
-# A segment that begins with a colon is another router's placeholder. In PATH_INFO there is no query, and
-# nothing is percent-encoded; what is not ASCII is there as bytes of UTF-8, read as latin-1 (PEP 3333).
-_ROUTE = re.compile(r"(?:/(?!\.{1,2}(?:/|$))(?!:)[-\w.~!$&'()+,;=:@\x80-\xff]+)*/?", re.ASCII)
-
-
-def _route(value: object) -> object:
-    if callable(value):
-        return value
-    if isinstance(value, str) and value.startswith("/") and _ROUTE.fullmatch(value):
-        try:
-            value.encode("latin-1").decode("utf-8")
-        except UnicodeDecodeError:
-            meant = value.encode().decode("latin-1")
-            raise ValueError(f"{value!r} is not allowed; as a server passes it on it is {meant!r}") from None
-        return value if value.endswith("/") else value + "/"
-    raise ValueError(
-        f"{value!r} is not allowed; it must be a path such as '/function/', which begins with '/' and after"
-        " which the function's name follows by itself (no '<name>', '{name}', ':name', '*', '?', '%' or"
-        " space), or a callable"
-    )
-
-
-def _namespace(value: object) -> object:
-    if isinstance(value, str):
-        return value
-    raise ValueError(f"{value!r} is not allowed; it must be a string")
-
-
-def _durations(value: object) -> Mapping[str, float]:
-    pairs: object = value
-    if isinstance(value, str):
-        pairs = dict(part.partition("=")[::2] for part in value.split(",") if part.strip())
-    if isinstance(pairs, Mapping) and all(isinstance(name, str) for name in pairs):
-        return {name.strip(): _part(positive_duration, pairs[name], value) for name in pairs}
-    raise ValueError(
-        f"{value!r} is not allowed; it must hold a duration for each function,"
-        " as a mapping or as 'hello=40s,slow.dev=2m'"
-    )
-
-
-def _words(value: object) -> Sequence[object]:
-    """Read a list, or a string of words with commas between, as the environment has it."""
-    if isinstance(value, str):
-        return [word.strip() for word in value.split(",") if word.strip()]
-    if isinstance(value, (list, tuple)):
-        return value
-    raise ValueError(f"{value!r} is not allowed; it must be a list, or words with commas between")
-
-
-def _part(read: Callable[[object], T], part: object, whole: object) -> T:
-    """Read a part of a value; the error names the whole as well, as it stands in the configuration."""
-    try:
-        return read(part)
-    except ValueError as error:
-        raise ValueError(f"{whole!r} is not allowed: {error}") from None
-
-
-def _rules(value: object) -> tuple[Rule, ...]:
-    rules = [value] if callable(value) else _words(value)
-    return tuple(_part(request_rule, rule, value) for rule in rules)
-
-
-def _patterns(value: object) -> tuple[str, ...]:
-    return tuple(_part(_pattern, pattern, value) for pattern in _words(value))
-
-
-def _fence(value: object) -> tuple[str, ...] | None:
-    if value == "":  # an empty variable must not open what was meant to be closed
-        raise ValueError("'' is not allowed; it must be patterns of functions, or left out for all of them")
-    return None if value is None else _patterns(value)
-
-
-def _pattern(value: object) -> str:
-    if isinstance(value, str) and value.strip():
-        return value.strip()
-    raise ValueError(f"{value!r} is not a function's name, perhaps with '*' for any text")
-
-
-def _coordination(value: object) -> object:
-    if isinstance(value, str):
-        return make_coordination(value)
-    missing = [method for method in _STORE if not callable(getattr(value, method, None))]
-    if not missing:
-        return value
-    raise ValueError(
-        f"{value!r} is not allowed; it must be a URL or a Coordination: it has no {missing[0]}()"
-    )
-
-
-_STORE = ("acquire", "renew", "release", "publish", "known", "changes", "report", "leave", "workers")
-
-
-def _hours(value: object) -> object:
-    schedule(value)
-    return value
-
-
-def _busy(value: object) -> object:
-    if callable(value):
-        return value
-    raise ValueError(f"{value!r} is not allowed; it must be a callable of (name, namespace)")
-
-
-def _hooks(value: object) -> tuple[Hook, ...]:
-    if isinstance(value, (tuple, list)):
-        return tuple(_part(_hook, hook, value) for hook in value)
-    raise ValueError(f"{value!r} is not allowed; it must be a list of callables that take an event")
-
-
-def _hook(value: object) -> Hook:
-    if callable(value):
-        return value
-    raise ValueError(f"{value!r} is not a callable that takes an event")
-
-
-_READERS: dict[str, Callable[[object], object]] = {
-    "route": _route,
-    "default_namespace": _namespace,
-    "names": one_of(*NAME_RULES),
-    "cache_expiry": seconds,
-    "stale_for": seconds,
-    "stale_if_error": seconds,
-    "missing_expiry": seconds,
-    "cache_size": count,
-    "max_wait": positive_duration,
-    "max_wait_of": _durations,
-    "linger": seconds,
-    "max_waiting": optional(count),
-    "max_waiting_per_function": optional(count),
-    "release_rate": optional(rate),
-    "page_after": optional(seconds),
-    "page_template": optional(file),
-    "no_wake": _rules,
-    "no_wake_status": http_status,
-    "allow": _fence,
-    "deny": _patterns,
-    "wake": _fence,
-    "replay": switch,
-    "idle_after": optional(positive_duration),
-    "idle_default": one_of("labelled", "all"),
-    "idle_action": idle_action,
-    "keep_warm": optional(_hours),
-    "stream_idle_after": optional(positive_duration),
-    "keep_alive_max": seconds,
-    "busy": optional(_busy),
-    "busy_cap": seconds,
-    "dry_run": switch,
-    "expose_failures": switch,
-    "coordination": optional(_coordination),
-    "hooks": _hooks,
-}

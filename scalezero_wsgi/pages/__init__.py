@@ -28,6 +28,7 @@ they exist: ``heading``, ``going`` (hidden once the start has ended), ``note`` (
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -40,7 +41,12 @@ from ..model import Function, SettingError
 from ..web.routing import as_text
 from .plot import in_words, plot
 
-_ASSETS = {"page.css": "text/css", "page.js": "text/javascript"}
+_ASSETS = {
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "dashboard.css": "text/css",
+    "dashboard.js": "text/javascript",
+}
 _PLACEHOLDERS = [
     *("function", "elapsed", "expected", "progress", "history", "refresh"),
     *("status", "script", "style", "base"),
@@ -54,6 +60,9 @@ POLICY = (
     " base-uri 'none'; form-action 'none'"
 )
 """The Content-Security-Policy of our own pages. They may be framed, as the function itself may be."""
+
+DASHBOARD_POLICY = POLICY.replace("form-action 'none'", "form-action 'self'; frame-ancestors 'none'")
+"""The same for pages with buttons, which nobody is to lay under another page."""
 
 AGAIN = '<p><a class="button" href="">Try again</a></p>'
 
@@ -100,8 +109,12 @@ class Pages:
         self.base = base
         self.policy = POLICY if template is None else None
         """The waking page's policy; ``None`` for a custom page: only its author knows what it loads."""
-        self._waking = Template(_read("waking.html")) if template is None else _own_template(template)
-        self._problem = Template(_read("problem.html"))
+        head = _read("head.html")
+        self._waking = Template(head + _read("waking.html")) if template is None else _own_template(template)
+        self._problem = Template(head + _read("problem.html"))
+        self._functions = Template(head + _read("functions.html"))
+        self._dashboard = Template(head + _read("dashboard.html"))
+        self._login = Template(head + _read("login.html"))
         self._assets = {name: _read(name).encode() for name in _ASSETS}
         self._digests = {name: hashlib.sha256(body).hexdigest()[:12] for name, body in self._assets.items()}
 
@@ -146,6 +159,35 @@ class Pages:
             call=f"<footer><small>Call {escape(call_id)}</small></footer>" if call_id else "",
         )
 
+    def functions(self, root: str, rows: Sequence[Mapping[str, str | int]]) -> str:
+        """Return the page that lists functions.
+
+        :param root: the ``SCRIPT_NAME`` of the request.
+        :param rows: of each ``function``, ``state``, ``url``, ``replicas`` and ``available_replicas``, and
+            ``failure`` if there is one.
+        """
+        style = escape(self._files(self._url(root))["style"])
+        return self._functions.substitute(style=style, rows=_table(rows))
+
+    def dashboard(self, root: str, html: Mapping[str, str], **values: str) -> str:
+        """Return the dashboard.
+
+        :param root: the ``SCRIPT_NAME`` of the request.
+        :param html: of the placeholders of its template those that are HTML.
+        :param values: the others, as text.
+        """
+        return self._with_files(self._dashboard, root, html, values)
+
+    def login(self, root: str, html: Mapping[str, str], **values: str) -> str:
+        """Return the page on which one logs in to the dashboard; arguments as of :meth:`dashboard`."""
+        return self._with_files(self._login, root, html, values)
+
+    def _with_files(
+        self, template: Template, root: str, html: Mapping[str, str], values: Mapping[str, str]
+    ) -> str:
+        told = {**self._files(self._url(root)), **values}
+        return template.substitute({name: escape(value) for name, value in told.items()}, **html)
+
     def asset(self, name: str) -> Asset | None:
         """Return a file by the last part of its URL: ``page.<digest>.css``, or without the digest.
 
@@ -169,7 +211,25 @@ class Pages:
             "base": base,
             "style": f"{base}page.{self._digests['page.css']}.css",
             "script": f"{base}page.{self._digests['page.js']}.js",
+            "board_style": f"{base}dashboard.{self._digests['dashboard.css']}.css",
+            "board_script": f"{base}dashboard.{self._digests['dashboard.js']}.js",
         }
+
+
+def _table(rows: Sequence[Mapping[str, str | int]]) -> str:
+    if not rows:
+        return "<p>There is none.</p>"
+    head = '<tr><th scope="col">Function</th><th scope="col">State</th><th scope="col">Available</th></tr>'
+    lines = []
+    for row in rows:
+        told = {name: escape(str(value)) for name, value in row.items()}
+        failure = f"<br><small>{told['failure']}</small>" if "failure" in told else ""
+        lines.append(
+            f'<tr><th scope="row"><a href="{told["url"]}">{told["function"]}</a></th>'
+            f"<td>{told['state']}{failure}</td>"
+            f"<td>{told['available_replicas']} of {told['replicas']}</td></tr>"
+        )
+    return "\n".join(["<table>", f"<thead>{head}</thead>", "<tbody>", *lines, "</tbody>", "</table>"])
 
 
 def _read(name: str) -> str:
@@ -203,7 +263,7 @@ def _refresh(left: float) -> int:
 def _progress(function: Function, progress: Progress) -> str:
     elapsed, expected = progress.elapsed, progress.expected
     so_far = f'<span id="elapsed">{in_words(elapsed)}</span> so far'
-    if not expected:
+    if expected < 0.5:  # in words it would be 0 seconds
         return f'<p class="time">{so_far}</p>\n<div class="pulse"></div>'
     return (
         f'<p class="time">{so_far}, usually about {in_words(expected)}</p>\n'

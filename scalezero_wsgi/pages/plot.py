@@ -1,6 +1,8 @@
-"""A small plot of how long the last starts took, beside the one under way."""
+"""Small plots: how long the last starts took, and what became of requests."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 _HEIGHT = 56
 _COLUMN = 48
@@ -37,6 +39,49 @@ def plot(last_starts: tuple[float, ...], elapsed: float) -> str:
         f' viewBox="0 0 {width} {base + 20}" fill="currentColor" font-size="12" text-anchor="middle">'
         f'<path d="M0 {base}.5H{width}" stroke="currentColor" stroke-opacity=".25"/>'
         f"{''.join(parts)}</svg>\n</figure>"
+    )
+
+
+def small_plot(last_starts: tuple[float, ...]) -> str:
+    """Return a plot for a table's cell, with the last duration beside it; nothing before the first start.
+
+    :param last_starts: seconds, the latest last.
+    """
+    if not last_starts:
+        return ""
+    full, height = max(*last_starts, 0.1), 24
+    bars = []
+    for at, took in enumerate(last_starts):
+        tall = max(2.0, took / full * height)
+        name = "bar now" if at == len(last_starts) - 1 else "bar"
+        bars.append(
+            f'<rect class="{name}" x="{at * 9}" y="{height - tall:.1f}" width="7" height="{tall:.1f}"/>'
+        )
+    width = len(last_starts) * 9 - 2
+    label = f"The last {len(last_starts)} starts took {', '.join(map(_short, last_starts))}"
+    return (
+        f'<div class="figure"><svg role="img" aria-label="{label}" width="{width}" height="{height}"'
+        f' viewBox="0 0 {width} {height}">{"".join(bars)}</svg> <span>{_short(last_starts[-1])}</span></div>'
+    )
+
+
+def shares(counts: Sequence[tuple[str, str, int]], width: int = 72) -> str:
+    """Return a bar that is divided as the counts are, with their sum beside it; nothing if that is 0.
+
+    :param counts: of each part its class, its name and how many there are.
+    """
+    total = sum(count for _, _, count in counts)
+    if not total:
+        return ""
+    parts, begin = [], 0.0
+    for name, _, count in counts:
+        wide = width * count / total
+        parts.append(f'<rect class="{name}" x="{begin:.1f}" y="0" width="{wide:.1f}" height="10"/>')
+        begin += wide
+    told = ", ".join(f"{count:,} {name}" for _, name, count in counts if count)
+    return (
+        f'<div class="figure"><svg role="img" aria-label="Requests: {told}" width="{width}" height="10"'
+        f' viewBox="0 0 {width} 10"><title>{told}</title>{"".join(parts)}</svg> <span>{total:,}</span></div>'
     )
 
 

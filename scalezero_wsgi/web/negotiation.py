@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from werkzeug.datastructures import MIMEAccept
@@ -14,6 +15,7 @@ from ..activation.request_queue import GRACE, Caller
 from ..servers.client import wait_check
 from ..servers.server import warn_if_waiting_hurts
 from ..servers.slots import waiting_in
+from .call_id import call_id_of
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -89,4 +91,5 @@ def caller_of(
         wish, patience = "page", max(GRACE, page_after)
     if "gunicorn.socket" in environ:
         warn_if_waiting_hurts()
-    return Caller(arrived, wish, patience, wait_check(environ), *waiting_in(environ, in_app))
+    waiting = waiting_in(environ, in_app)
+    return Caller(arrived, wish, patience, wait_check(environ), *waiting, partial(call_id_of, environ))

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import re
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -27,6 +25,7 @@ from ..model import (
     FunctionNotFound,
     InvalidFunctionName,
     MayNotWake,
+    NoRoom,
     NotAvailable,
     ScaleZeroError,
     StillStarting,
@@ -34,6 +33,7 @@ from ..model import (
     WorkerStopping,
 )
 from ..pages import NO_PROGRESS, POLICY, Pages, Progress
+from .call_id import call_id_of
 from .negotiation import media_type, parse_prefer
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 CLIENT_CLOSED_REQUEST = "499 Client Closed Request"
 """nginx's status, for the access log: the client is gone."""
 
-_CALL_ID = re.compile(r"[!-~]{1,128}", re.ASCII)
 JITTER = 0.2
 """Vary ``Retry-After`` by up to this share, so that clients refused together do not return together."""
 
@@ -98,6 +97,12 @@ def problem_of(error: ScaleZeroError, expose: bool = False) -> Problem:
                 f"The function {error.function} is being started.",
                 error.retry_after,
             )
+        case NoRoom():
+            return Problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"There is no room for the function {error.function} at the moment.",
+                error.retry_after,
+            )
         case NotAvailable():
             return Problem(
                 HTTPStatus.GATEWAY_TIMEOUT,
@@ -106,6 +111,27 @@ def problem_of(error: ScaleZeroError, expose: bool = False) -> Problem:
             )
         case _:
             return Problem(HTTPStatus.BAD_GATEWAY, "The function's state cannot be told at the moment.", 1.0)
+
+
+def outcome_of(error: ScaleZeroError) -> str:
+    """Return what became of a request that was refused, in one word."""
+    match error:
+        case InvalidFunctionName():
+            return "invalid"
+        case FunctionNotFound():
+            return "missing"
+        case TooManyWaiting() | WorkerStopping() | NoRoom():
+            return "overloaded"
+        case MayNotWake():
+            return "asleep"
+        case StillStarting():
+            return "deferred"
+        case NotAvailable():
+            return "timeout"
+        case ClientGone():
+            return "gone"
+        case _:
+            return "failed"
 
 
 class Answers:
@@ -145,7 +171,7 @@ class Answers:
         if isinstance(error, ClientGone):
             return Response(status=CLIENT_CLOSED_REQUEST)
         problem = problem_of(error, self._expose)
-        call_id = _call_id(environ)
+        call_id = call_id_of(environ)
         self._log_the_reason(call_id, error, function)
         headers = {"X-Call-Id": call_id, "Cache-Control": "no-store", "Vary": "Accept, Sec-Fetch-Mode"}
         retry_after = self._retry_after(problem, error)
@@ -187,7 +213,7 @@ class Answers:
 
     def failed(self, error: ScaleZeroError, environ: WSGIEnvironment) -> Response:
         """Return the status of a start that failed, for the waking page."""
-        call_id = _call_id(environ)
+        call_id = call_id_of(environ)
         self._log_the_reason(call_id, error, None)
         response = self.status("failed", self.detail(error), call_id=call_id)
         response.headers["X-Call-Id"] = call_id
@@ -260,12 +286,6 @@ def _problem_json(problem: Problem, retry_after: int | None, call_id: str, funct
     if retry_after is not None:
         members["retry_after"] = retry_after
     return json.dumps(members) + "\n"
-
-
-def _call_id(environ: WSGIEnvironment) -> str:
-    """Return the request's own id, if it is fit for a header, a page and a log line; else a new one."""
-    given: str = environ.get("HTTP_X_CALL_ID", "")
-    return given if _CALL_ID.fullmatch(given) else str(uuid.uuid4())
 
 
 def _applied(error: ScaleZeroError, environ: WSGIEnvironment) -> str:

@@ -8,10 +8,13 @@ import pytest
 from scalezero_wsgi import Function, ProviderError
 from scalezero_wsgi.events import (
     CALLS_LOGGED,
+    BudgetOff,
     CallLog,
     Event,
     EventLog,
     FunctionEvent,
+    FunctionEvicted,
+    FunctionQueued,
     FunctionReady,
     KeptWarm,
     OutageBegan,
@@ -22,6 +25,7 @@ from scalezero_wsgi.events import (
     RequestReplayed,
     ScaleRequested,
     StartFailed,
+    StatusQueried,
     WaitGivenUp,
 )
 from tests.support.clock import Clock
@@ -49,6 +53,7 @@ def failing(_: Event) -> None:
 @pytest.mark.parametrize(
     ("event", "level", "line"),
     [
+        (StatusQueried(HELLO, 2, 0), logging.DEBUG, "hello.dev: 0 of 2 replicas available"),
         (ScaleRequested(HELLO, 0, 2), logging.INFO, "hello.dev: requested 0 → 2 replicas"),
         (FunctionReady(HELLO, 1.2345), logging.INFO, "hello.dev: ready after 1.234 s"),
         (
@@ -61,6 +66,13 @@ def failing(_: Event) -> None:
             logging.INFO,
             "hello.dev: would be started for its hours, which have begun",
         ),
+        (FunctionQueued(HELLO), logging.INFO, "hello.dev: waits for room in the budget"),
+        (
+            FunctionEvicted(HELLO, Function("other")),
+            logging.INFO,
+            "hello.dev: stopped to make room for other",
+        ),
+        (BudgetOff("it is so"), logging.WARNING, "no budget is kept: it is so"),
         (GAVE_UP, logging.WARNING, "hello.dev: gave up after 25.000 s"),
         (
             StartFailed(HELLO, "exited with 1", 4.0),

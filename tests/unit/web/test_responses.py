@@ -18,6 +18,7 @@ from scalezero_wsgi import (
     FunctionFailed,
     FunctionNotFound,
     InvalidFunctionName,
+    NoRoom,
     NotAvailable,
     ProviderError,
     ScaleZeroError,
@@ -45,6 +46,7 @@ TABLE: list[tuple[ScaleZeroError, str, str | None]] = [
     (TooManyWaiting("500 wait", 2.5), "503 SERVICE UNAVAILABLE", "3"),
     (FunctionFailed(HELLO, "crash loop", 8.0), "503 SERVICE UNAVAILABLE", "8"),
     (NotAvailable(HELLO, 25.0, 4.2), "504 GATEWAY TIMEOUT", "5"),
+    (NoRoom(HELLO, 25.0, 4.2), "503 SERVICE UNAVAILABLE", "5"),
 ]
 ERRORS = [error for error, _, _ in TABLE]
 
@@ -242,6 +244,7 @@ ASYNC = "respond-async"
     ("error", "prefer", "applied"),
     [
         (NotAvailable(HELLO, 5.0, shortened=True), "wait=5", "wait=5"),
+        (NoRoom(HELLO, 5.0, shortened=True), "wait=5", "wait=5"),
         (NotAvailable(HELLO, 5.0, shortened=False), "wait=60", None),
         (
             StillStarting(HELLO, 5.0, 1.0, ASYNC, shortened=True),
