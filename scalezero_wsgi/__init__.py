@@ -1,7 +1,7 @@
 """WSGI middleware that wakes functions scaled to zero and holds the request until they are ready.
 
 Public are ``scalezero_wsgi``, ``.providers``, ``.proxy``, ``.coordination.base``, ``.events``,
-``.testing`` and ``.integrations.gunicorn``. All else may change in any release.
+``.testing`` and the modules of ``.integrations``. All else may change in any release.
 """
 
 from .activation.function_cache import FunctionCache
@@ -14,6 +14,7 @@ from .model import (
     FunctionNotFound,
     InvalidFunctionName,
     MissingExtra,
+    NoRoom,
     NotAvailable,
     ProviderError,
     ReplicaStatus,
@@ -33,6 +34,7 @@ __all__ = [
     "FunctionScaler",
     "InvalidFunctionName",
     "MissingExtra",
+    "NoRoom",
     "NotAvailable",
     "ProviderError",
     "ReplicaStatus",

@@ -15,24 +15,29 @@ The application finds in ``environ``: ``scalezero_wsgi.function`` (name, namespa
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
-from ._lib.bounded import Bounded
+from .activation.by_hand import ByHand
 from .activation.function_cache import FunctionCache
+from .activation.idling.fleet_uses import one_each
 from .activation.idling.make import make_idler
 from .activation.request_queue import RequestQueue
 from .activation.scaler import FunctionScaler
 from .activation.state import NEVER, FunctionMeta
 from .configuration import check_provider, settings_for, store_for
+from .coordination.base import CoordinationError, WorkerReport
 from .coordination.peers import Peers
 from .events import CallLog, EventLog, Reporter, RequestRefused, RequestReplayed
 from .model import (
     Function,
+    FunctionFailed,
     FunctionNotFound,
     MayNotWake,
+    NotAvailable,
     ScaleZeroError,
     SettingError,
     TooManyWaiting,
@@ -42,6 +47,8 @@ from .pages import Pages
 from .providers import make_provider
 from .servers.server import middleware_made
 from .web.access import Rules
+from .web.call_id import call_id_of
+from .web.finder import Finder
 from .web.negotiation import caller_of
 from .web.replay import (
     UNREACHABLE,
@@ -55,7 +62,7 @@ from .web.replay import (
     restore_path,
     start_with_timing,
 )
-from .web.responses import Answers
+from .web.responses import Answers, outcome_of
 from .web.routing import Names
 from .web.status import StatusPage
 from .web.uses import used_app
@@ -64,13 +71,14 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from .activation.idling.idler import Idler
-    from .activation.state import FunctionState
     from .providers.base import Provider
     from .settings import SettingKeywords, Settings
 
 FUNCTION = "scalezero_wsgi.function"
 ENDPOINT = "scalezero_wsgi.endpoint"
 WAITED = "scalezero_wsgi.waited"
+OUTCOME = "scalezero_wsgi.outcome"
+"""What became of a request that was neither warm nor held and passed down: for who counts them, around us."""
 
 CLOSED: list[bytes] = []
 """What stands for an answer when the application was not called, for its function is being stopped."""
@@ -107,6 +115,7 @@ class ScaleZeroMiddleware:
             raise SettingError(f"app must be a WSGI application, not {app!r}")
         self.settings = settings = settings_for(provider, settings, keywords)
         self._app = app
+        self.provider = provider
         self._clock = clock
         self._report = Reporter([EventLog(clock), *settings.hooks])
         self.cache = FunctionCache(
@@ -117,8 +126,8 @@ class ScaleZeroMiddleware:
             stale_if_error=settings.stale_if_error,
             clock=clock,
         )
-        store = store_for(settings)
-        peers = Peers(store, self._report, clock, row=lambda worker: self.queue.report(worker))
+        self._store = store = store_for(settings)
+        self._peers = peers = Peers(store, self._report, clock, row=lambda worker: self.queue.report(worker))
         self.scaler = FunctionScaler(
             provider, self.cache, report=self._report, peers=peers, linger=settings.linger, clock=clock
         )
@@ -131,6 +140,7 @@ class ScaleZeroMiddleware:
             settings.no_wake, settings.allow, settings.deny, settings.wake, settings.default_namespace
         )
         self._idler = make_idler(settings, store, self.scaler, self.queue, self._rules.is_ours, wall_clock)
+        self.by_hand = ByHand(self.scaler, self._idler, self.reports)
         self._used_app = used_app(app, self._idler, settings, clock)
         self._unreachable = UNREACHABLE | ({"500"} if getattr(provider, "doubts_500", False) else set())
         self._expiry, self._usable = self.cache.expiry, self.cache.usable
@@ -139,14 +149,33 @@ class ScaleZeroMiddleware:
         self._cut = len(self._prefix)
         if hasattr(app, "follow_route"):  # a FunctionProxy, which takes the prefix off the path
             app.follow_route(self._prefix)
-        self._segments: Bounded[str, FunctionState] = Bounded(settings.cache_size)
-        # With rules about requests each has to be looked at: the short way is closed then.
-        self._known = _nothing if settings.no_wake else self._segments.get
+        finder = Finder(settings, self._names, self._rules, self.cache, self._cut)
+        self._find, self._known, self._segments = finder.find, finder.known, finder.segments
         # No function's name begins with a dot.
         self._own = (self._prefix or "/") + ".scalezero/"
         pages = Pages(self._own, settings.page_template)
         self._answers = Answers(pages, expose=settings.expose_failures, log=CallLog(clock))
         self._status = StatusPage(self.cache, self.scaler, self._names, self._rules, self._answers, clock)
+
+    def reports(self) -> list[WorkerReport]:
+        """Return what this worker does now, and then each other one of the fleet, as it has said last."""
+        own = self.queue.report(self._peers.worker)
+        others: list[WorkerReport] = []
+        if self._store is not None:
+            with contextlib.suppress(CoordinationError):  # it is reported when it is lost
+                others = list(self._peers.use(self._store.workers))
+        return one_each([own, *(each for each in others if each.worker != own.worker)])
+
+    def function(self, name: str) -> Function:
+        """Return the function that requests call ``name``, or ``name.namespace``.
+
+        :raises InvalidFunctionName: none can be called so.
+        """
+        return self._names.split(name)
+
+    def serves(self, function: Function) -> bool:
+        """Return whether clients may see a function, by the settings ``allow`` and ``deny``."""
+        return self._rules.is_served(function)
 
     # Decide
 
@@ -160,11 +189,13 @@ class ScaleZeroMiddleware:
             meta = state.meta
             if meta is not None and meta.available:
                 now = self._clock()
-                if now <= meta.last_refresh + self._usable:
+                fresh = now <= meta.last_refresh + self._expiry
+                if fresh or now <= meta.last_refresh + self._usable:
                     # At full load a refresh takes much of the time until the next one: its requests, too,
                     # take the short way.
-                    if now > meta.last_refresh + self._expiry:
-                        self.scaler.refresh(state.function)
+                    if not fresh:
+                        self.scaler.refresh_stale(meta, now)
+                        environ[OUTCOME] = "stale"
                     environ[WAITED] = 0.0
                     answer = self._pass_down(environ, start_response, meta, now, path)
                     if answer is not CLOSED:
@@ -176,12 +207,13 @@ class ScaleZeroMiddleware:
         arrived = self._clock()
         if path.startswith(self._own):
             return self._status.answer(environ, path[len(self._own) :])(environ, start_response)
+        waited = False
         while True:  # once more if the function is being stopped at that moment
             function = meta = None
-            activates = waited = False
+            activates = False
             since = NEVER
             try:
-                function = self._route(environ, path)
+                function = self._find(environ, path)
                 if function is not None:
                     activates = self._rules.may_wake(function, environ)
                     if self._idler is not None and not self._enter(self._idler, function, environ, activates):
@@ -198,45 +230,23 @@ class ScaleZeroMiddleware:
             if function is None or meta is None:
                 return self._app(environ, start_response)
             if waited:
+                if environ.get(OUTCOME) == "stale":  # so it was before it was found to be stopping
+                    del environ[OUTCOME]
                 answer = self._pass_down_late(environ, start_response, meta, arrived, path)
             else:
                 environ[WAITED] = 0.0
+                now = self._clock()
+                if now > meta.last_refresh + self._expiry:
+                    environ[OUTCOME] = "stale"
                 # A function that no request may wake is used by each of them.
                 if not activates and self._rules.may_be_woken(function):
                     environ[FUNCTION] = function
                     if meta.status.endpoint is not None:
                         environ[ENDPOINT] = meta.status.endpoint
                     return self._app(environ, start_response)
-                now = self._clock()
                 answer = self._pass_down(environ, start_response, meta, now, path, last=not activates)
             if answer is not CLOSED:
                 return answer
-
-    def _route(self, environ: WSGIEnvironment, path: str) -> Function | None:
-        """Return the function that a request is for; ``None`` if it is not for one.
-
-        :raises InvalidFunctionName: it is for something that cannot be a function's name.
-        :raises FunctionNotFound: the function is not served.
-        """
-        route, segment = self.settings.route, ""
-        if callable(route):
-            found = route(environ)
-            if found is None:
-                return None
-            function = self._names.check(*found)
-        else:
-            segment = path[self._cut :].partition("/")[0]
-            if not segment:
-                return None
-            function = self._names.split(segment)
-        if not self._rules.is_served(function):
-            raise FunctionNotFound(*function)
-        state = self.cache.find_state(function)
-        # The short way asks no rule, and may end in a replay, which activates.
-        new = segment and state is not None and self._segments.get(segment) is not state
-        if state is not None and new and self._rules.may_be_woken(function):
-            self._segments.set(segment, state)
-        return function
 
     def _enter(self, idler: Idler, function: Function, environ: WSGIEnvironment, activates: bool) -> bool:
         """Have the function kept up for a request; return ``False`` if it is being stopped already.
@@ -244,7 +254,10 @@ class ScaleZeroMiddleware:
         :raises MayNotWake: it is about to be stopped, and this request does not count as a use.
         """
         if activates:
-            return idler.enter(function, bool(environ.get("wsgi.multiprocess")))
+            multiprocess = bool(environ.get("wsgi.multiprocess"))
+            if self.scaler.context.room is not None:
+                self.scaler.context.room.enter(multiprocess)
+            return idler.enter(function, multiprocess)
         if function in idler.gate.closed:
             raise MayNotWake(function, self.settings.no_wake_status)
         return True
@@ -256,12 +269,17 @@ class ScaleZeroMiddleware:
         start_response: StartResponse,
         function: Function | None,
     ) -> Iterable[bytes]:
+        environ[OUTCOME] = outcome_of(error)
         if isinstance(error, FunctionNotFound):
             function = error.function
+        elif isinstance(
+            error, (NotAvailable, FunctionFailed)
+        ):  # of others a client may have invented the name
+            environ[FUNCTION] = error.function
         if function is None:
             return self._answers.respond(error, environ)(environ, start_response)
         if isinstance(error, (TooManyWaiting, WorkerStopping)):
-            self._report(RequestRefused(function, error.reason))
+            self._report(RequestRefused(function, error.reason, call_id_of(environ)))
         progress = self._status.progress(function)
         return self._answers.respond(error, environ, function, progress)(environ, start_response)
 
@@ -344,12 +362,13 @@ class ScaleZeroMiddleware:
                 return in_use(result, environ, in_flight, begin)
             call = PassedDown(environ, start_response, meta, now, path, last)
             if deferred is None:
-                return LazyBody(
+                # Each variable that an inner function shares costs every request: so two are handed over.
+                reconsider = partial(
+                    lambda call, result, error: self._reconsider(call, deferred, committed, error, result),
+                    call,
                     result,
-                    lambda error: self._reconsider(call, deferred, committed, error, result),
-                    in_flight,
-                    begin,
                 )
+                return LazyBody(result, reconsider, in_flight, begin)
         except BaseException:
             in_flight.discard(begin)
             raise
@@ -386,7 +405,8 @@ class ScaleZeroMiddleware:
             if renewed is not None:
                 close(result)
                 restore_path(environ, call.path)
-                self._report(RequestReplayed(function, self._clock() - arrived))
+                environ[OUTCOME] = "replayed"
+                self._report(RequestReplayed(function, self._clock() - arrived, call_id_of(environ)))
                 answer = self._pass_down_late(environ, start_response, renewed, arrived, call.path, last=True)
                 if answer is CLOSED:
                     return self._admit(environ, start_response, call.path)
@@ -394,7 +414,3 @@ class ScaleZeroMiddleware:
         if deferred is not None and error is None:
             deferred.release()
         return None
-
-
-def _nothing(_: str) -> None:
-    return None

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from scalezero_wsgi.coordination.heartbeat import Worker
 from scalezero_wsgi.servers import watch
 from scalezero_wsgi.servers.server import Server, this_server
 from tests.support.connection import Connection
@@ -26,6 +27,23 @@ def connection() -> Iterator[Connection]:
     connection = Connection()
     yield connection
     connection.close()
+
+
+@pytest.fixture(autouse=True)
+def no_heartbeat_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Else hundreds would slow down the later tests, and fill what is printed of a test that hangs."""
+    started: list[Worker] = []
+    start = Worker.start
+
+    def noted(worker: Worker) -> None:
+        started.append(worker)
+        start(worker)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Worker, "start", noted)
+        yield
+    for worker in started:
+        worker.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -25,9 +25,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activation": {"_lib", "model", "schedule", "events", "servers", "providers", "coordination"},
     "pages": {"_lib", "model"},
     "web": {"_lib", "model", "events", "servers", "activation", "pages"},
-    "settings": {"_lib", "model", "schedule", "events", "coordination", "activation", "web"},
+    "savings": {"_lib", "model", "coordination"},
+    "simulation": {"_lib", "model", "activation"},
+    "setting_readers": {"_lib", "model", "schedule", "events", "coordination", "web"},
+    "settings": {"_lib", "model", "events", "coordination", "activation", "setting_readers", "web"},
     "proxy": {"_lib", "model", "servers"},
-    "integrations": {"servers"},
+    "operate": {"model", "providers"},
+    "integrations": {
+        *("_lib", "model", "events", "servers", "providers", "coordination", "activation", "pages", "web"),
+        *("savings", "settings", "middleware", "operate"),
+    },
 }
 """The rooms, and the modules beside them, each with those below it. What is not named here stands at the top
 and may import everything: the middleware, the command, the public names and the contracts for tests."""

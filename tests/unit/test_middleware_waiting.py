@@ -23,7 +23,8 @@ from scalezero_wsgi import (
     by_host,
 )
 from scalezero_wsgi.activation.activation import PROVIDER_PATIENCE
-from scalezero_wsgi.events import Event, WaitGivenUp
+from scalezero_wsgi.events import Event, StatusQueried, WaitGivenUp
+from scalezero_wsgi.middleware import CLOSED, WAITED
 from scalezero_wsgi.servers.server import Server
 from tests.support.clock import Clock, MovingClock
 from tests.support.connection import Connection
@@ -757,7 +758,7 @@ class TestGivingUp:
             App(), ScriptedProvider(STARTING), max_wait=max_wait, page_after=0.1, hooks=(told.append,)
         )
         assert ask(door, headers=headers)[0] == status
-        assert [type(event) for event in told] == events
+        assert [type(event) for event in told] == [StatusQueried, *events]
 
     def test_a_provider_that_fails_for_too_long_is(self) -> None:
         told: list[Event] = []
@@ -831,3 +832,17 @@ class TestNothingLeaks:
         assert statuses <= {"200", "202", "503", "504"}
         assert waiting(door) == in_flight(door) == 0
         assert ask(door)[0] == "200 OK"
+
+
+def test_a_request_that_is_turned_back_after_its_wait_has_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker has not seen yet that the stop is over after which the function was started."""
+    app = App()
+    door = ScaleZeroMiddleware(app, ScriptedProvider(ZERO, UP))
+    pass_down, turned_back = door._pass_down, [True]
+
+    def once_closed(*arguments: Any) -> Any:
+        return CLOSED if turned_back and turned_back.pop() else pass_down(*arguments)
+
+    monkeypatch.setattr(door, "_pass_down", once_closed)
+    assert ask(door)[1]["Server-Timing"].startswith("cold-start;dur=")
+    assert app.calls[0][WAITED] > 0
