@@ -1,0 +1,1 @@
+"""What scaling to zero saved, and how long requests waited for it."""

@@ -1,0 +1,1 @@
+"""What another ``idle_after`` would have done with the requests of a log."""
