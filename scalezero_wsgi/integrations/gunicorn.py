@@ -17,6 +17,11 @@ If ``gunicorn.conf.py`` has a hook of that name already, call this one from it::
         scalezero.post_worker_init(worker)
         ...
 
+By default the functions outlive gunicorn. One more line has its master take those to zero in the end that may
+go there by themselves (``idle_after``), unless other servers of the fleet go on::
+
+    from scalezero_wsgi.integrations.gunicorn import stop_functions as on_exit
+
 For gthread, a worker class does the same without a hook::
 
     worker_class = "scalezero_wsgi.integrations.gunicorn.ThreadWorker"
@@ -29,6 +34,7 @@ thread is never interrupted.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from typing import Any
 
@@ -37,6 +43,7 @@ from gunicorn.workers.base_async import AsyncWorker
 
 from ..servers.server import (
     ROOM,
+    ending,
     longest_wait,
     most_waiting,
     open_files,
@@ -47,10 +54,14 @@ from ..servers.server import (
 )
 from ..servers.thread_pool import ThreadPool
 
-__all__ = ["post_worker_init"]
+__all__ = ["post_worker_init"]  # not stop_functions: that is asked for by itself
 
 HEARTBEAT = 0.5
 """Seconds between two heartbeats of a worker that waits; gunicorn's shortest time-out is 1."""
+
+STOP_WITHIN = 15.0
+"""Seconds that the master takes at most to stop functions, once its workers have ended. Each function's own
+grace counts."""
 
 LONG_WAIT = 5.0
 """Seconds of ``max_wait`` from which on a worker's restart by ``max_requests`` is worth a warning."""
@@ -76,6 +87,24 @@ def post_worker_init(worker: Any) -> None:
     if worker.age == 1:  # the first of them speaks for all
         for warning in [*warnings, *_warnings(worker, server.capacity)]:
             _log.warning(warning)
+
+
+def stop_functions(server: Any) -> None:
+    """Take the functions to zero that may go there; called in the master, as ``on_exit``.
+
+    Without ``preload_app`` the master has no middleware: it loads the application for that. A master that was
+    replaced (USR2), or was to replace another one, leaves the functions to that.
+    """
+    # A new master notices now and then only that the old one has ended, which was its parent.
+    if server.reexec_pid or (server.master_pid and server.master_pid == os.getppid()):
+        _log.info("no function is stopped at the end, for another master goes on")
+        return
+    try:
+        server.app.wsgi()
+    except Exception:  # noqa: BLE001  an application may raise anything
+        _log.exception("no function is stopped at the end, for the application could not be loaded")
+        return
+    ending(STOP_WITHIN, list(server.WORKERS))  # whoever is still among them has been killed
 
 
 class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc, unused-ignore]

@@ -26,6 +26,7 @@ Make = Callable[..., Any]
 def make(server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[Make]:
     server.told = False
     monkeypatch.setattr(server_module, "_most_waiting", 0)
+    monkeypatch.setattr(server_module, "_when_serving", [])  # else idlers of other tests start, and log
     monkeypatch.setattr("scalezero_wsgi.integrations.gunicorn.open_files", lambda: 20_000)
     monkeypatch.setattr(server_module, "open_files", lambda: 20_000)
     workers = []
