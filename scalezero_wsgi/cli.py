@@ -9,33 +9,76 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-from .middleware import ScaleZeroMiddleware
-from .model import MissingExtra, ScaleZeroError, SettingError
+from ._lib.readers import positive_duration
+from .commands import by_hand
+from .commands.completion import SHELLS, completion
+from .commands.serve import DEFAULTS, Options, serve
+from .model import ScaleZeroError, SettingError
+from .operate import aligned
 from .providers.process import running as processes
-from .providers.process.files import path_for_file
-from .providers.process.provider import ProcessFunction, ProcessProvider, Ready
-from .servers.address import check_bind, only_this_host
-from .settings import Settings
-
-STOP_TIMEOUT = 10.0
-"""Seconds that functions get to end when the server stops."""
-
-_log = logging.getLogger("scalezero_wsgi")
 
 _EXAMPLES = {
     "serve": """
 examples:
   scalezero-wsgi serve                        two built-in functions, on 127.0.0.1:8080
-  scalezero-wsgi serve functions.toml         your own
+  scalezero-wsgi serve functions.toml         your own commands
+  scalezero-wsgi serve --hot functions.toml   and those that are in the file later on
+  SCALEZERO_ALLOW='job-*' scalezero-wsgi serve docker://
+  scalezero-wsgi serve 'kubernetes://?namespace=fn'
   scalezero-wsgi serve --bind 0.0.0.0:80 --workers 4 functions.toml
   SCALEZERO_MAX_WAIT=2m scalezero-wsgi serve functions.toml
+  scalezero-wsgi serve --config serve.toml    provider, settings and these options in a file
 
 functions.toml:
   [functions.hello]
   command = ["python3", "-m", "http.server", "{port}", "--bind", "127.0.0.1"]
   ready = { path = "/" }
+""",
+    "idle": """
+examples:
+  scalezero-wsgi idle openfaas+http://gateway:8080 --coordination redis://redis/0 --idle-after 15m
+  scalezero-wsgi idle functions.toml --coordination sqlite:///var/lib/app/scalezero/workers.db
+""",
+    "check": """
+examples:
+  scalezero-wsgi check functions.toml --gunicorn gunicorn.conf.py
+  SCALEZERO_IDLE_AFTER=15m scalezero-wsgi check docker:// --coordination redis://redis/0
+""",
+    "status": """
+examples:
+  scalezero-wsgi status docker://
+  scalezero-wsgi status functions.toml --coordination redis://redis/0 --watch
+""",
+    "wake": """
+examples:
+  scalezero-wsgi wake --provider docker:// hello
+""",
+    "report": """
+examples:
+  scalezero-wsgi report sqlite:///var/lib/app/scalezero/savings.db
+  scalezero-wsgi report sqlite:///var/lib/app/scalezero/savings.db --since 7d --cost-per-hour model=2.40
+
+The workers write the file with the hook scalezero_wsgi.integrations.savings.Savings. With --since it begins
+with the hour in which that lies.
+""",
+    "simulate": """
+examples:
+  scalezero-wsgi simulate access.log --start-time 3s
+  scalezero-wsgi simulate access.log.1 access.log --events events.jsonl --zone Europe/Berlin
+  scalezero-wsgi simulate access.log --start-time model=40s --idle-after 5m,15m,1h --svg plot.svg
+  scalezero-wsgi simulate access.log --start-time 3s --toml
+  scalezero-wsgi simulate events.jsonl --events events.jsonl --recorded-with 5m
+
+Logs that know how long requests took tell more: nginx's $request_time, %(L)s or %(D)s of gunicorn at the end
+of a line, or lines of JSON. Apache's times are those at which requests came: --stamp start.
+""",
+    "completion": """
+examples:
+  scalezero-wsgi completion bash > ~/.local/share/bash-completion/completions/scalezero-wsgi
+  scalezero-wsgi completion zsh > /usr/local/share/zsh/site-functions/_scalezero-wsgi
+  scalezero-wsgi completion fish > ~/.config/fish/completions/scalezero-wsgi.fish
 """,
     "ps": """
 examples:
@@ -44,8 +87,9 @@ examples:
 """,
     "stop": """
 examples:
-  scalezero-wsgi stop                         all that `scalezero-wsgi ps` lists
   scalezero-wsgi stop hello hello.staging
+  scalezero-wsgi stop --all                   all that `scalezero-wsgi ps` lists
+  scalezero-wsgi stop --provider docker:// hello
 """,
 }
 
@@ -54,16 +98,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     :param arguments: the command line; by default the process's own.
-    :return: the exit status: 0, or 2 if something given is not allowed or cannot be done.
+    :return: the exit status: 0; 1 if ``check`` has found an error; 2 if something given is not allowed or
+        cannot be done; 130 after Ctrl-C; 141 if whoever reads the output has had enough.
     """
     chosen = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        chosen.run(chosen)
+        status: int = chosen.run(chosen) or 0
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, such as head, has had enough
+        # What is still to be written is not to fail at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as shells have it: 128 and SIGPIPE
     except ScaleZeroError as error:
         print(f"scalezero-wsgi: {error}", file=sys.stderr)
         return 2
-    return 0
+    except KeyboardInterrupt:
+        return 130  # as shells have it: 128 and the signal
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,19 +137,58 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(
         command(
             "serve",
-            "run local commands as functions, each started by its first request",
-            "Run local commands as functions behind gunicorn. SCALEZERO_* set the middleware.",
+            "serve functions, each started by its first request",
+            "Serve the functions of a file or of a provider below /function/, behind gunicorn, and a list of"
+            " them at /. SCALEZERO_* set the middleware.",
+        )
+    )
+    _add_idle(
+        command(
+            "idle",
+            "bring idle functions to zero, beside the workers",
+            "Bring the functions to zero that nobody uses, also where no request comes. It serves nothing,"
+            " and is told what is in use by the workers. SCALEZERO_* set it, as they set those.",
+        )
+    )
+    _add_check(
+        command(
+            "check",
+            "find what is wrong before the start",
+            "Read the settings, ask the provider and the workers' store, and look at gunicorn's settings."
+            " Says what is wrong and what to do; the exit status is 1 if something will not work.",
+        )
+    )
+    _add_by_hand(
+        command("status", "list functions, and who uses them", "List the functions that a provider knows."),
+        command("wake", "start a function", "Start a function, and wait until it is available."),
+    )
+    _add_report(
+        command(
+            "report",
+            "tell what scaling to zero saved",
+            "Tell for how long functions were up against always on, and how long requests waited.",
+        )
+    )
+    _add_simulate(
+        command(
+            "simulate",
+            "find out what idle_after should be",
+            "Replay the requests of an access log with a range of idle_after: cold starts and waiting against"
+            " hours up, for each function and in all. Recommends one of them for each function.",
         )
     )
     lists = command("ps", "list the processes of functions", "List the processes of local functions.")
     lists.set_defaults(run=lambda chosen: ps(chosen.state_dir))
     stops = command(
         "stop",
-        "end the processes of functions",
-        "End the processes of local functions. The next request starts one again.",
+        "end the processes of functions, or scale to zero",
+        "End the processes of local functions; with --provider scale those that are named to zero. The next"
+        " request starts one again.",
     )
-    stops.set_defaults(run=lambda chosen: stop(chosen.names, chosen.state_dir))
-    stops.add_argument("names", nargs="*", metavar="NAME", help="a function, or name.namespace; default: all")
+    stops.set_defaults(run=_stop)
+    _add_provider(stops)
+    stops.add_argument("names", nargs="*", metavar="NAME", help="a function, or name.namespace")
+    stops.add_argument("--all", action="store_true", help="all that `scalezero-wsgi ps` lists")
     for one in (lists, stops):
         one.add_argument(
             "--state-dir",
@@ -106,29 +197,233 @@ def _parser() -> argparse.ArgumentParser:
             help="of a ProcessProvider that was given one; by default all that this user has in the directory"
             " for temporary files",
         )
+    completes = command(
+        "completion",
+        "have a shell complete this command",
+        "Print what a shell reads to complete this command.",
+    )
+    completes.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
+    completes.set_defaults(run=lambda chosen: completion(parser, chosen.shell))
     return parser
+
+
+def _add_check(command: argparse.ArgumentParser) -> None:
+    def run(chosen: argparse.Namespace) -> int:
+        from .commands.check import check  # late: the others do without it
+
+        told = {} if chosen.coordination is None else {"SCALEZERO_COORDINATION": chosen.coordination}
+        return check(_provider_of(chosen), told, chosen.gunicorn)
+
+    command.set_defaults(run=run)
+    _add_provider(command, positional=True)
+    command.add_argument(
+        "--coordination", metavar="URL", help="the workers' store; by default SCALEZERO_COORDINATION"
+    )
+    command.add_argument("--gunicorn", metavar="FILE", help="gunicorn's configuration, which is run")
+
+
+def _add_provider(command: argparse.ArgumentParser, positional: bool = False) -> None:
+    if positional:
+        command.add_argument("which", nargs="?", metavar="PROVIDER", help="the same as --provider PROVIDER")
+    command.add_argument(
+        "--provider",
+        metavar="PROVIDER",
+        help="a file of functions (*.toml), or a provider's name or URL such as docker or kubernetes://; by"
+        " default SCALEZERO_PROVIDER",
+    )
+
+
+def _provider_of(chosen: argparse.Namespace) -> str | None:
+    if chosen.which is not None and chosen.provider is not None:
+        raise SettingError(
+            f"provider: {chosen.which!r} and --provider {chosen.provider!r}: say one of the two"
+        )
+    provider: str | None = chosen.which or chosen.provider
+    return provider
+
+
+def _add_by_hand(status: argparse.ArgumentParser, wake: argparse.ArgumentParser) -> None:
+    _add_provider(status, positional=True)
+    status.add_argument(
+        "--coordination",
+        metavar="URL",
+        help="the workers' store, which tells who uses a function; by default SCALEZERO_COORDINATION",
+    )
+    status.add_argument("--json", action="store_true", help="as JSON")
+    status.add_argument("--watch", action="store_true", help="again every two seconds")
+    status.set_defaults(
+        run=lambda chosen: by_hand.status(
+            _provider_of(chosen), chosen.coordination, chosen.json, chosen.watch
+        )
+    )
+    _add_provider(wake)
+    wake.add_argument("name", metavar="NAME", help="a function, or name.namespace")
+    wake.add_argument("--timeout", default="60s", metavar="DURATION", help="for how long (%(default)s)")
+    wake.set_defaults(
+        run=lambda chosen: by_hand.wake(chosen.name, chosen.provider, _duration(chosen.timeout))
+    )
+
+
+def _add_report(command: argparse.ArgumentParser) -> None:
+    def run(chosen: argparse.Namespace) -> None:
+        from .commands.report import report  # late: the others do without it
+
+        report(chosen.file, chosen.since, chosen.cost_per_hour, chosen.json)
+
+    command.set_defaults(run=run)
+    command.add_argument(
+        "file", metavar="URL", help="the file that the workers write: sqlite:///path/of/file"
+    )
+    command.add_argument("--since", metavar="DURATION", help="only the last such time, such as 7d")
+    command.add_argument(
+        "--cost-per-hour",
+        action="append",
+        default=[],
+        metavar="[NAME=]PRICE",
+        help="what an instance costs in an hour, of a function or of all",
+    )
+    command.add_argument("--json", action="store_true", help="as JSON")
+
+
+_SIMULATE_OPTIONS = {
+    "events": ("FILE", "a JsonLog, by which starts and stops are measured"),
+    "idle-afters": ("DURATIONS", "those to try, such as 5m,15m,1h"),
+    "route": ("PATH", "what the paths of functions begin with (%(default)s)"),
+    "zone": ("ZONE", "whose hours count for keep_warm, such as Europe/Berlin (%(default)s)"),
+    "recorded-with": ("DURATION", "the idle_after with which a log was recorded that has only events"),
+    "svg": ("FILE", "write a plot"),
+}
+"""Options of ``simulate`` with a value, with what the help says of them."""
+
+
+def _add_simulate(command: argparse.ArgumentParser) -> None:
+    def run(chosen: argparse.Namespace) -> None:
+        from .commands.simulate import Options, simulate  # late: the others do without it
+
+        given = {name: value for name, value in vars(chosen).items() if name != "run" and value is not None}
+        simulate(Options(**given))
+
+    command.set_defaults(run=run)
+    command.add_argument(
+        "logs", nargs="+", metavar="LOG", help="access logs in their order, *.gz too; - reads a pipe"
+    )
+    command.add_argument(
+        "--start-time",
+        dest="start_times",
+        action="append",
+        metavar="[NAME=]DURATION",
+        help="how long a start takes, of a function or of all; by default as --events tells, else 1s",
+    )
+    for name, (shown, text) in _SIMULATE_OPTIONS.items():
+        option = "--idle-after" if name == "idle-afters" else f"--{name}"
+        default = {"route": "/function/", "zone": "UTC"}.get(name)
+        command.add_argument(option, dest=name.replace("-", "_"), metavar=shown, default=default, help=text)
+    command.add_argument(
+        "--names", choices=("dns", "openfaas"), help="the rule for names, as the setting of it"
+    )
+    command.add_argument("--stamp", choices=("end", "start"), help="what a line's time is (end)")
+    command.add_argument(
+        "--duration-unit", dest="unit", choices=("s", "ms", "us"), help="of durations without any"
+    )
+    command.add_argument("--workers", type=_count, help="of the fleet (1); matters for seconds of idle_after")
+    command.add_argument("--json", dest="as_json", action="store_true", help="as JSON")
+    command.add_argument(
+        "--toml", action="store_true", help="only what is recommended, for a file of functions"
+    )
+    command.add_argument("--labels", action="store_true", help="only what is recommended, as labels")
+
+
+def _stop(chosen: argparse.Namespace) -> None:
+    if chosen.provider is None:
+        stop(chosen.names, chosen.state_dir, chosen.all)
+    elif chosen.all:
+        raise SettingError("--all: it is of local processes, and not allowed with --provider")
+    elif chosen.state_dir is not None:
+        raise SettingError("--state-dir: it is of local processes, and not allowed with --provider")
+    elif not chosen.names:
+        raise SettingError("stop: with --provider it must be said which functions")
+    else:
+        by_hand.stop(chosen.names, chosen.provider)
+
+
+def _duration(text: str) -> float:
+    try:
+        return positive_duration(text)
+    except ValueError as error:
+        raise SettingError(f"--timeout: {error}") from None
 
 
 def _add_serve(command: argparse.ArgumentParser) -> None:
     def run(chosen: argparse.Namespace) -> None:
-        options = {name: getattr(chosen, name) for name in ("bind", "workers", "threads", "trust_proxy")}
-        serve(chosen.functions, **options)
+        given = {name: getattr(chosen, name) for name in DEFAULTS}
+        options = {name: value for name, value in given.items() if value is not None}
+        serve(chosen.which, config=chosen.config, **cast(Options, options))
 
     command.set_defaults(run=run)
     command.add_argument(
-        "functions",
+        "which",
         nargs="?",
-        metavar="functions.toml",
-        help="what to run; without it, two small built-in functions",
+        metavar="PROVIDER",
+        help="a file of functions (*.toml), or a provider's name or URL such as docker or kubernetes://;"
+        " without it, two small built-in functions",
     )
-    command.add_argument("--bind", default="127.0.0.1:8080", help="address and port (%(default)s)")
-    command.add_argument("--workers", type=_count, default=2, help="processes (%(default)s)")
-    command.add_argument("--threads", type=_count, default=16, help="threads of each (%(default)s)")
+    command.add_argument(
+        "--config",
+        metavar="FILE",
+        help='settings (max_wait = "2m") and these options (workers = 4), as TOML; the environment goes'
+        " before it, and what is said here before both",
+    )
+    command.add_argument("--bind", help=f"address and port ({DEFAULTS['bind']})")
+    command.add_argument("--workers", type=_count, help=f"processes ({DEFAULTS['workers']})")
+    command.add_argument("--threads", type=_count, help=f"threads of each ({DEFAULTS['threads']})")
+    command.add_argument(
+        "--hot",
+        action=argparse.BooleanOptionalAction,
+        help="take a changed file of functions over within about a second, without a restart; a wrong one is"
+        " refused, which the log says",
+    )
     command.add_argument(
         "--trust-proxy",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
         help="believe X-Forwarded-* and SCRIPT_NAME of whoever connects; only behind a proxy that sets them,"
         " on an address that nobody else reaches",
+    )
+
+
+_IDLE_OPTIONS = {
+    "coordination": ("URL", "the workers' store: sqlite:///path/of/file or redis://host"),
+    "idle-after": ("DURATION", "such as 15m"),
+    "idle-default": ("WHICH", "which functions go to zero: labelled, or all that do not say otherwise"),
+    "idle-action": ("ACTION", "stop, pause, or 'pause after 5m, stop after 1h'"),
+    "keep-warm": ("HOURS", "in which functions stay up, such as 'Mon-Fri 08:00-18:00 Europe/Berlin'"),
+}
+"""Settings that are options of ``idle``, with what the help says of them."""
+
+
+def _add_idle(command: argparse.ArgumentParser) -> None:
+    def run(chosen: argparse.Namespace) -> None:
+        from .commands.idle import idle  # late: the others do without it
+
+        given = {name.replace("-", "_"): getattr(chosen, name.replace("-", "_")) for name in _IDLE_OPTIONS}
+        told = {f"SCALEZERO_{name.upper()}": text for name, text in given.items() if text is not None}
+        if chosen.dry_run:
+            told["SCALEZERO_DRY_RUN"] = "true"
+        idle(chosen.provider, told, chosen.state_dir)
+
+    command.set_defaults(run=run)
+    command.add_argument(
+        "provider",
+        metavar="PROVIDER",
+        help="a file of functions (*.toml), or a provider's name or URL such as docker or kubernetes://",
+    )
+    for name, (shown, text) in _IDLE_OPTIONS.items():
+        command.add_argument(f"--{name}", metavar=shown, help=text)
+    command.add_argument("--dry-run", action="store_true", help="only say what would go to zero")
+    command.add_argument(
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help="of the functions of a file; by default where `scalezero-wsgi serve` has them",
     )
 
 
@@ -136,86 +431,6 @@ def _count(text: str) -> int:
     if text.isdecimal() and int(text) > 0:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be an integer of 1 or more")
-
-
-def serve(functions: str | None, *, bind: str, workers: int, threads: int, trust_proxy: bool = False) -> None:
-    """Serve until a signal ends it; no function's process is left behind then.
-
-    :param functions: the path of a TOML file, or ``None`` for the built-in functions. What an earlier
-        server has left running of the same file is kept, unless its settings have changed.
-    :param trust_proxy: whether the headers by which a proxy tells of its client are believed.
-    :raises ScaleZeroError: the file, the address, a setting of the environment or a missing library
-        forbids it.
-    """
-    try:
-        from gunicorn.app.base import BaseApplication
-
-        from .integrations.gunicorn import post_worker_init
-    except ImportError:
-        raise MissingExtra("gunicorn", "serve") from None
-    # Not at the top: --help must work with a urllib3 that the proxy refuses.
-    from .proxy import FunctionProxy
-
-    provider = _provider(functions)
-    # What is said in the environment wins.
-    told = Settings.from_environ({"SCALEZERO_EXPOSE_FAILURES": str(only_this_host(bind)), **os.environ})
-    proxy = FunctionProxy(trust_forwarded=trust_proxy, release_slot=True)
-    app = ScaleZeroMiddleware(proxy, provider, settings=told)
-    check_bind(bind)
-    for function in provider.stop_changed(STOP_TIMEOUT):
-        _log.info("%s: stopped, for its settings have changed or it is set no longer", function)
-    options = {
-        "bind": bind,
-        "workers": workers,
-        "threads": threads,
-        "worker_class": "scalezero_wsgi.servers.patient.PatientWorker",
-        "post_worker_init": post_worker_init,
-        "when_ready": lambda _: print(_welcome(provider, bind), flush=True),
-        "on_exit": lambda _: provider.stop_all(STOP_TIMEOUT),
-        **_trust(trust_proxy),
-    }
-
-    class Server(BaseApplication):
-        def load_config(self) -> None:
-            for name, value in options.items():
-                self.cfg.set(name, value)
-
-        def load(self) -> Any:
-            return app
-
-    Server().run()
-
-
-def _provider(functions: str | None) -> ProcessProvider:
-    if functions is None:
-        return ProcessProvider(_built_in())
-    # The default directory is another one whenever the file changes, and what runs would be forgotten.
-    return ProcessProvider.from_toml(functions, state_dir=path_for_file(functions))
-
-
-def _trust(proxy: bool) -> dict[str, Any]:
-    """Return gunicorn's settings of whose headers it believes.
-
-    By default it believes ``X-Forwarded-Proto``, ``SCRIPT_NAME`` and ``PATH_INFO`` of every client on
-    loopback or a Unix socket.
-    """
-    if proxy:
-        return {"forwarded_allow_ips": "*", "forwarder_headers": "SCRIPT_NAME"}
-    return {"forwarded_allow_ips": "", "secure_scheme_headers": {}, "forwarder_headers": ""}
-
-
-def _built_in() -> dict[str, ProcessFunction]:
-    def function(name: str) -> ProcessFunction:
-        return ProcessFunction([sys.executable, "-m", "scalezero_wsgi.demo", name, "{port}"], Ready("/"))
-
-    return {name: function(name) for name in ("hello", "echo")}
-
-
-def _welcome(provider: ProcessProvider, bind: str) -> str:
-    names = [str(function) for function in provider.list_functions()]
-    return (
-        f"Functions, all at zero: {', '.join(names)}. Try:\n\n    curl -i http://{bind}/function/{names[0]}\n"
-    )
 
 
 def ps(state_dir: Path | None = None) -> None:
@@ -229,13 +444,15 @@ def ps(state_dir: Path | None = None) -> None:
     if not found:
         print("nothing runs")
         return
-    rows = [("NAME", "STATE", "PID", "PORT", "AGE", "LOG")]
+    print(_processes(found))
+
+
+def _processes(found: Sequence[processes.Running]) -> str:
+    rows = [("NAME", "STATE", "PID", "PORT", "AGE", "FROM", "LOG")]
     for each in found:
         numbers = str(each.pid), str(each.port), _age(each.age)
-        rows.append((str(each.function), each.phase.value, *numbers, str(each.log)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+        rows.append((str(each.function), each.phase.value, *numbers, each.source, str(each.log)))
+    return aligned(rows)
 
 
 def _age(seconds: float) -> str:
@@ -245,15 +462,21 @@ def _age(seconds: float) -> str:
     return f"{minutes}m{int(seconds % 60):02}s" if minutes else f"{seconds:.0f}s"
 
 
-def stop(names: Sequence[str], state_dir: Path | None = None) -> None:
+def stop(names: Sequence[str], state_dir: Path | None = None, everything: bool = False) -> None:
     """Stop processes, and wait until they and their children are gone; print each.
 
-    :param names: ``"name"`` or ``"name.namespace"``; none: all that run.
+    :param names: ``"name"`` or ``"name.namespace"``.
     :param state_dir: as for :func:`ps`.
-    :raises ScaleZeroError: as :func:`ps`; or none of a name runs, and then nothing is stopped; or a process
-        cannot be killed.
+    :param everything: whether all that run are stopped, instead of those that are named.
+    :raises ScaleZeroError: as :func:`ps`; or neither names nor everything is said, or none of a name runs,
+        and then nothing is stopped; or a process cannot be killed.
     """
+    if names and everything:
+        raise SettingError(f"stop: {' '.join(names)} and --all: say one of the two")
     found = processes.running(state_dir)
+    if found and not names and not everything:
+        print(_processes(found))
+        raise SettingError("stop: nothing was stopped; name functions, or say --all for all of these")
     known = {str(each.function) for each in found}
     if missing := [name for name in names if name not in known]:
         runs = f"what runs is {', '.join(sorted(known))}" if known else "nothing runs"

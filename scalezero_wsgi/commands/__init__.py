@@ -1,0 +1,1 @@
+"""What the command ``scalezero-wsgi`` does, a module for each word."""
