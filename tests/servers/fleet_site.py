@@ -65,7 +65,8 @@ def bare() -> Any:
     def listing(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         rows = [{"id": number, "name": "row", "path": environ["PATH_INFO"]} for number in range(160)]
         body = json.dumps(rows).encode()
-        start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        start_response("200 OK", [*headers, ("X-Worker", str(os.getpid()))])
         return [body]
 
     return listing

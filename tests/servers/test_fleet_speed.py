@@ -12,14 +12,15 @@ import re
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 
 from tests.engines.engine import engine
+from tests.servers.even_clients import EvenClients
 from tests.servers.harness import Server, gunicorn
 from tests.servers.matrix_client import ask
 from tests.servers.test_fleet import Fleet
@@ -29,28 +30,26 @@ pytestmark = pytest.mark.engine
 
 WARM = "/function/warm"
 CACHE_EXPIRY = 0.25
-ROUNDS = int(os.environ.get("SCALEZERO_TEST_ROUNDS", "15"))
-WORKERS = ["-w", "4", "--threads", "4"]
+STARTS, ROUNDS = 6, int(os.environ.get("SCALEZERO_TEST_ROUNDS", "21"))
+ROUND = 0.5
+LEAD_IN = 0.15
+"""Seconds before each turn. A site is idle while the others have theirs: then all its workers find a stale
+status at once and ask, which costs them more than what they do at full load."""
+WORKERS = ["-w", "4", "--threads", "4", "--keep-alive", "75"]
 
 
 @dataclass
 class Site:
     server: Server
     fleet: Fleet
-    rates: list[float] = field(default_factory=list)
-    costs: list[float] = field(default_factory=list)
-    """Seconds of the workers' processor time per request."""
+    clients: EvenClients
 
-    def measure(self, wrk: Path, seconds: int = 1) -> None:
+    def measure(self) -> tuple[float, float]:
+        """Return the requests per second, and for how many seconds each kept the workers' processors."""
+        self.clients.play(LEAD_IN)
         before = self._processor_time()
-        command = [str(wrk), "-t1", "-c16", f"-d{seconds}s", self.server.url + WARM]
-        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        assert "Non-2xx" not in told, told
-        assert "Socket errors" not in told, told
-        [rate] = re.findall(r"Requests/sec: +([\d.]+)", told)
-        [count] = re.findall(r"(\d+) requests in", told)
-        self.rates.append(float(rate))
-        self.costs.append((self._processor_time() - before) / int(count))
+        count, seconds = self.clients.play(ROUND)
+        return count / seconds, (self._processor_time() - before) / count
 
     def _processor_time(self) -> float:
         ticks = 0
@@ -66,8 +65,11 @@ def site(base: Path, kind: str, **env: str) -> Iterator[Site]:
     fleet = Fleet(base)
     app = f"tests.servers.fleet_site:{kind}()"
     with gunicorn(app, fleet.log, *WORKERS, env={**fleet.env, **env}) as server:
-        assert ask(server.address, WARM).status == 200
-        yield Site(server, fleet)
+        assert isinstance(server.address, tuple)
+        until(lambda: len(server.workers()) == 4)
+        clients = EvenClients(server.address, WARM, server.workers(), 4)
+        with contextlib.closing(clients):
+            yield Site(server, fleet, clients)
 
 
 def ratio(a: list[float], b: list[float]) -> float:
@@ -86,40 +88,62 @@ def test_at_full_speed_the_fleet_asks_no_more_than_one_worker_would(tmp_path: Pa
     with site(tmp_path / "sqlite", "wrapped") as fleet:
         until(lambda: len(fleet.fleet.pids()) == 4 or ask(fleet.server.address, WARM).status != 200)
         begun = time.monotonic()
-        fleet.measure(wrk, 10)
+        command = [str(wrk), "-t1", "-c16", "-d10s", fleet.server.url + WARM]
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         ended = time.monotonic()
         asked = [at for at in queries(fleet.fleet) if begun <= at <= ended]
+    assert "Non-2xx" not in told, told
+    assert "Socket errors" not in told, told
+    [rate] = re.findall(r"Requests/sec: +([\d.]+)", told)
     passed = ended - begun
-    print(f"{fleet.rates[0]:.0f} requests/s; {len(asked)} queries in {passed:.2f} s")
+    print(f"{float(rate):.0f} requests/s; {len(asked)} queries in {passed:.2f} s")
     assert passed / CACHE_EXPIRY / 2 <= len(asked) <= passed / CACHE_EXPIRY + 1
 
 
+SITES: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "bare": ("bare", {}),
+    "alone": ("wrapped", {"SCALEZERO_COORDINATION": "memory://"}),
+    "fleet": ("wrapped", {}),
+}
+
+
 def test_throughput(tmp_path: Path) -> None:
-    """At least 0.97 of the application without the door, and of the door without coordination. What other
-    processes take makes 15 rounds differ by 5 %: then there are more, up to four times as many."""
-    wrk = engine("SCALEZERO_TEST_WRK", "wrk")
-    with (
-        site(tmp_path / "bare", "bare") as bare,
-        site(tmp_path / "alone", "wrapped", SCALEZERO_COORDINATION="memory://") as alone,
-        site(tmp_path / "sqlite", "wrapped") as fleet,
-    ):
-        turn = [bare, alone, fleet]
-        for number in range(1, 4 * ROUNDS + 1):
-            for each in turn:
-                each.measure(wrk)
-            turn = turn[1:] + turn[:1]
-            if number % ROUNDS == 0 and all(
-                ratio(fleet.rates, other.rates) >= 0.97 for other in (alone, bare)
-            ):
-                break
-    for name, each in (("bare", bare), ("alone", alone), ("fleet", fleet)):
-        rate, cost = statistics.median(each.rates), statistics.median(each.costs)
+    """At least 0.97 of the application without the door, and of the door without coordination.
+
+    One second differs from the next by 5 %, and the same application, started again or after another one, by
+    2 %. So there are more rounds as long as it is not shown, on processes of their own, and each of the three
+    is the first to start in turn.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in SITES}
+    costs: dict[str, list[float]] = {name: [] for name in SITES}
+    for number in range(STARTS):
+        with contextlib.ExitStack() as stack:
+            sites, order = {}, rotated(list(SITES), number)
+            for name in order:
+                kind, env = SITES[name]
+                sites[name] = stack.enter_context(site(tmp_path / f"{name}{number}", kind, **env))
+            for _ in range(ROUNDS):
+                for name in order:
+                    rate, cost = sites[name].measure()
+                    rates[name].append(rate)
+                    costs[name].append(cost)
+                order = rotated(order)
+        of_alone, of_bare = ratio(rates["fleet"], rates["alone"]), ratio(rates["fleet"], rates["bare"])
+        print(f"the fleet's throughput: {of_alone:.3f} of alone, {of_bare:.3f} of bare;", end=" ")
+        by_time = [ratio(costs[other], costs["fleet"]) for other in ("alone", "bare")]
+        print(f"by processor time {by_time[0]:.3f}, {by_time[1]:.3f}")
+        if min(of_alone, of_bare) >= 0.97:
+            break
+    for name in SITES:
+        rate, cost = statistics.median(rates[name]), statistics.median(costs[name])
         print(f"{name}: {rate:.0f} requests/s, {1e6 * cost:.1f} us of processor time each")
-    of_alone, of_bare = ratio(fleet.rates, alone.rates), ratio(fleet.rates, bare.rates)
-    print(f"the fleet's throughput: {of_alone:.3f} of alone, {of_bare:.3f} of bare;", end=" ")
-    print(f"by processor time {ratio(alone.costs, fleet.costs):.3f}, {ratio(bare.costs, fleet.costs):.3f}")
     assert of_alone >= 0.97
     assert of_bare >= 0.97
+
+
+def rotated(names: list[str], turns: int = 1) -> list[str]:
+    turns %= len(names)
+    return names[turns:] + names[:turns]
 
 
 CLIENTS = 4
@@ -131,6 +155,7 @@ class Visitors:
 
     def __init__(self, server: Server) -> None:
         assert isinstance(server.address, tuple)
+        until(lambda: len(server.workers()) == 4)
         self._clients = [HTTPConnection(*server.address, timeout=30) for _ in range(CLIENTS)]
 
     def p99(self, seconds: float) -> float:
@@ -154,14 +179,15 @@ class Visitors:
 
 
 def test_a_slow_provider_slows_no_warm_request_down(tmp_path: Path) -> None:
-    """Of 2 s per call: the 99th percentile rises by less than 1 ms. The middle of several rounds."""
-    rises = []
+    """Of 2 s per call: the 99th percentile rises by less than 1 ms. The middle of several rounds, of more as
+    long as it is not shown: one percentile differs from the next by some milliseconds on a busy machine."""
+    rises: list[tuple[float, float]] = []
     with (
         site(tmp_path / "sqlite", "wrapped") as fleet,
         contextlib.closing(Visitors(fleet.server)) as visitors,
     ):
         slow = fleet.fleet.files / "slow"
-        for _ in range(5):
+        while len(rises) < 5 or (rise_of(rises) >= 1.0 and len(rises) < 17):
             visitors.p99(2.5)  # until the last slow call is over
             fast = visitors.p99(4.0)
             slow.write_text("2")
@@ -171,4 +197,9 @@ def test_a_slow_provider_slows_no_warm_request_down(tmp_path: Path) -> None:
             slow.unlink()
     for fast, slowed in rises:
         print(f"p99 of warm requests: {fast:.2f} ms, with a provider of 2 s per call {slowed:.2f} ms")
-    assert statistics.median(slowed - fast for fast, slowed in rises) < 1.0
+    assert rise_of(rises) < 1.0
+
+
+def rise_of(rises: list[tuple[float, float]]) -> float:
+    """The middle of the rounds' differences."""
+    return statistics.median(slowed - fast for fast, slowed in rises)
