@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from hypothesis import HealthCheck, settings
 
 # A busy machine takes long for an example at times. The rest is as hypothesis has it: in CI, without luck.
 settings.register_profile(
-    "tests", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "tests", settings.default, max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("tests")
 
@@ -17,6 +18,11 @@ pytest.register_assert_rewrite("scalezero_wsgi.testing")
 SERVERS = Path(__file__).parent / "servers"
 ON_DEMAND = {"engine", "soak"}
 """Markers of tests that run only when ``-m`` names one of them."""
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from looking at all the tests and modules again each time."""
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest itself looks at the markers

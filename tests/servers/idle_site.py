@@ -3,7 +3,8 @@
 ``/function/f0/3`` takes the function three seconds; see ``idle_function`` for more. Nothing is sent a second
 time: a request that meets a function at zero is a 502. Each event leaves a line under ``$IDLE``, by the
 worker in which it happened. With ``$STEP`` see ``idle_steps``; with ``$BUSY`` functions are asked whether
-they are busy. The clock on the wall is ``$WALL`` seconds ahead.
+they are busy. The clock on the wall is ``$WALL`` seconds ahead. With ``$SIZES`` such as ``40/64,80/104`` each
+function takes so many MiB of memory, and says that it takes the second.
 """
 
 from __future__ import annotations
@@ -69,14 +70,13 @@ def proxy(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
 
 
 class WatchedProvider(ProcessProvider):
-    """Tells what is done, and kills its worker in the middle of a stop or a pause, once, if a file under
-    ``$IDLE`` says so."""
+    """Tells what is done, and kills its worker before a start or in the middle of a stop or a pause, once, if
+    a file under ``$IDLE`` says so."""
 
     def set_replicas(self, name: str, namespace: str, replicas: int) -> None:
         with (IDLE / f"sets.{os.getpid()}").open("a") as sets:
             sets.write(f"{name} {replicas}\n")
-        if replicas == 0:
-            self._die("before")
+        self._die("start" if replicas else "before")
         with idle_steps.around("set" if replicas == 0 else "start"):
             super().set_replicas(name, namespace, replicas)
         if replicas == 0:
@@ -95,6 +95,12 @@ class WatchedProvider(ProcessProvider):
 
 command = [sys.executable, "-I", "-S", str(FUNCTION), "{port}"]
 functions = {f"f{number}": ProcessFunction(command) for number in range(COUNT)}
+for number, size in enumerate(filter(None, os.environ.get("SIZES", "").split(","))):
+    takes, says = size.split("/")
+    functions[f"f{number}"] = ProcessFunction(
+        [*command[:-2], str(FUNCTION.with_name("budget_function.py")), "{port}", takes, str(IDLE)],
+        memory=f"{says}MiB",
+    )
 if os.environ.get("SLOW"):
     functions["slow"] = ProcessFunction([*command, "2"])
 provider = WatchedProvider(functions, state_dir=IDLE / "state")

@@ -229,6 +229,7 @@ def test_a_function_is_up_before_its_hours_and_stays(tmp_path: Path) -> None:
             time.sleep(0.05)
         until(lambda: provider.get_replicas("f0", "").replicas == 0)
         assert begins + lasts <= time.time() < begins + lasts + 5
+        until(lambda: site.events()["FunctionStopped"])  # it is told once the fleet knows
         events = site.events()
     assert (events["KeptWarm"], events["ScaleRequested"], events["FunctionStopped"]) == (1, 1, 1)
 

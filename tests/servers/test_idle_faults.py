@@ -4,6 +4,7 @@ or suspended on the way, a store that is lost."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from scalezero_wsgi.activation.idling.gate import VANISHED
+from scalezero_wsgi import Function
+from scalezero_wsgi.activation.idling.gate import SUFFIX, VANISHED
+from scalezero_wsgi.coordination import make_coordination
 from scalezero_wsgi.providers.process import ProcessFunction, ProcessProvider
 from tests.servers.harness import Server, gunicorn
 from tests.servers.test_idle import FUNCTION, SITE, Client, Site
@@ -173,16 +176,29 @@ def test_a_worker_that_wakes_with_an_entry_passes_nothing_to_a_function_at_zero(
     seconds: int | None, tmp_path: Path
 ) -> None:
     """It has nothing in flight. ``None``: until the others have stopped the function without it."""
-    site = Site(tmp_path, IDLE_AFTER, **BRIEFLY)
+    url = f"sqlite://{tmp_path}/meet/workers.db"
+    site = Site(tmp_path, IDLE_AFTER, SCALEZERO_COORDINATION=url, **BRIEFLY)
+
+    def is_reported(worker: int) -> bool:
+        """Whether the others know that its use has ended: before that it counts for ``VANISHED_IN_USE``."""
+        [use] = [each for each in store.workers() if re.search(f":{worker}:.*{SUFFIX}$", each.worker)]
+        return not use.in_flight and use.unused_for.get(Function("f0"), IDLE_AFTER) < IDLE_AFTER
+
     with gunicorn(SITE, site.log, "-w", "2", "--threads", "8", env=site.env) as server:
-        answered(site, ask(server, "f0"))
-        is_at_zero(site)
+        until(lambda: len(server.workers()) == 2)
+        store = make_coordination(url)
         one, other = server.workers()
+        for asleep in (one, other):  # each begins to stop idle functions at its first request
+            os.kill(asleep, signal.SIGSTOP)
+            answered(site, ask(server, "f0"))
+            os.kill(asleep, signal.SIGCONT)
+        until(lambda: site.events()["FunctionStopped"] == 1)
         answered(site, ask(server, "f0"))
         pid = int((site.files / "serves").read_text())
+        until(lambda: is_reported(pid), pause=0.002)
         os.kill(pid, signal.SIGSTOP)
         if seconds is None:
-            until(lambda: site.events()["FunctionStopped"] == 2, timeout=VANISHED + 30)
+            until(lambda: site.events()["FunctionStopped"] > 1, timeout=VANISHED + 30)
         else:
             time.sleep(seconds)
             assert site.events()["FunctionStopped"] == 1  # a suspended worker counts

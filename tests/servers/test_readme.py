@@ -1,11 +1,14 @@
-"""The README's code and commands are what a newcomer pastes: they run here."""
+"""The code and commands of the README and of its pages are what a newcomer pastes: they run here."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import dataclasses
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -13,18 +16,35 @@ import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import requests
+from prometheus_client.parser import text_string_to_metric_families
 
-from scalezero_wsgi import Settings
+from scalezero_wsgi import Settings, events
 from scalezero_wsgi._lib.backoff import backoff_step
+from scalezero_wsgi.cli import main
+from scalezero_wsgi.commands.config_file import ConfigFile
+from scalezero_wsgi.integrations.dashboard.overview import STATES, Row
+from scalezero_wsgi.integrations.prometheus import PrometheusMetrics
+from scalezero_wsgi.integrations.savings import Savings
 from scalezero_wsgi.providers import ProcessProvider
+from scalezero_wsgi.providers.process.config import _KEYS as KEYS
 from tests.servers.harness import ROOT, Server, free_port, gunicorn, is_up
 from tests.support.waiting import until
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = dict(re.findall(r"```(?:python|toml)\n# (\S+)\n(.*?)```", README, re.DOTALL))
+PAGES = [path.read_text(encoding="utf-8") for path in sorted((ROOT / ".github" / "docs").glob("*.md"))]
+DOCUMENTATION = "\n".join(
+    [README, *PAGES]
+)  # without the recipes, whose files tests/servers/test_recipes.py runs
+BLOCKS = dict(re.findall(r"```(?:python|toml)\n# (\S+)\n(.*?)```", DOCUMENTATION, re.DOTALL))
+
+TOKEN = "the token of the tests"
 
 
 @pytest.fixture
@@ -32,23 +52,34 @@ def site(tmp_path: Path) -> Path:
     (tmp_path / "project").mkdir()
     for name, code in BLOCKS.items():
         (tmp_path / name).write_text(code, encoding="utf-8")
-    (tmp_path / "project" / "settings.py").write_text(
-        "SECRET_KEY = 'x'\nALLOWED_HOSTS = ['*']\nROOT_URLCONF = 'project.urls'\n"
-        "SCALEZERO = {'max_wait': '20s'}\n",
-        encoding="utf-8",
-    )
     (tmp_path / "systemctl").touch(0o755)
     return tmp_path
 
 
-APPS = pytest.mark.parametrize("app", ["flask_app:app", "wsgi:application", "plain_app:application"])
+FIRST = ["small_app:app", "wsgi:application"]
+"""Those whose examples the README's test command starts; the long tests start all of them."""
+
+APPS = pytest.mark.parametrize(
+    "app",
+    [
+        *FIRST,
+        "flask_app:app",
+        "idle_app:application",
+        "plain_app:application",
+        "hooks_app:application",
+        "metrics_app:application",
+        "tracing_app:application",
+        "dashboard_app:application",
+        "savings_app:application",
+    ],
+)
 
 
 @contextlib.contextmanager
 def serving(app: str, site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """The app under gunicorn, and its functions' processes as long as the block runs."""
     monkeypatch.setattr("tempfile.tempdir", str(site))
-    env = {"PYTHONPATH": f"{site}:{ROOT}", "TMPDIR": str(site)}
+    env = {"PYTHONPATH": f"{site}:{ROOT}", "TMPDIR": str(site), "DASHBOARD_TOKEN": TOKEN}
     try:
         with gunicorn(app, site / "log", "--chdir", str(site), env=env) as server:
             yield server
@@ -62,7 +93,7 @@ def kill(pid: int, port: int) -> None:
     until(lambda: not is_up(port))
 
 
-@APPS
+@pytest.mark.parametrize("app", FIRST)
 def test_the_example_wakes_its_function(app: str, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(app, site, monkeypatch) as server:
         answer = server.get("/function/hello/functions.toml")
@@ -175,6 +206,15 @@ def test_two_lines_show_what_happens_under_gunicorn(site: Path) -> None:
         assert server.log.count("Booting worker") == 2  # gunicorn's own lines are not doubled
 
 
+def test_the_simulation_reads_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    request = '- - - [29/Nov/2026:11:36:04 +0000] "GET /function/model/ HTTP/1.1" 200 5 "-" "-" 0.020\n'
+    Path("access.log").write_text(request)
+    (command,) = re.findall(r"^scalezero-wsgi (simulate .*--svg.*)$", DOCUMENTATION, re.MULTILINE)
+    assert main(shlex.split(command)) == 0
+    assert "<svg" in Path("plot.svg").read_text()
+
+
 def test_the_settings_table_names_every_setting_and_its_default() -> None:
     table = README.partition("\n## Settings\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", table, re.MULTILINE)
@@ -184,13 +224,121 @@ def test_the_settings_table_names_every_setting_and_its_default() -> None:
     assert defaults == {**values, "idle_action": str(settings.idle_action)}  # as people write it
 
 
+def test_the_settings_of_the_environment_can_be_read() -> None:
+    section = README.partition("\n## Settings\n")[2].partition("\n| setting |")[0]
+    told = dict(re.findall(r"`(SCALEZERO_\w+)=([^`]+)`", section))
+    settings = Settings.from_environ(told)
+    assert settings.idle_after == 900.0
+    assert settings.allow == ("hello", "job-*")
+    assert settings.max_wait_of == {"hello": 40.0, "slow.dev": 120.0}
+    assert settings.dry_run
+
+
 def test_the_role_is_the_one_that_the_tests_run_with() -> None:
-    (role,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (role,) = re.findall(r"```yaml\n(.*?)```", DOCUMENTATION, re.DOTALL)
     assert role == (ROOT / "tests" / "engines" / "kubernetes_role.yaml").read_text(encoding="utf-8")
+
+
+def test_the_file_of_serve_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "serve.toml").write_text(BLOCKS["serve.toml"], encoding="utf-8")
+    read = ConfigFile.read(tmp_path / "serve.toml")
+    assert read.options["provider"] == "functions.toml"
+    assert read.settings == {"max_wait": "2m", "allow": ["job-*", "hello"]}
 
 
 def test_the_install_commands_name_extras_that_exist() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    named = set(re.findall(r"'\.\[(\w+)\]'", README))
-    assert named == {"proxy", "redis", "serve", "test"}
+    named = set(re.findall(r"'\.\[(\w+)\]'", DOCUMENTATION))
+    assert named == {"completion", "opentelemetry", "prometheus", "proxy", "redis", "serve", "test"}
     assert named <= extras.keys()
+
+
+def test_the_metrics_table_names_every_metric() -> None:
+    table = README.partition("\n### Metrics\n")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(scalezero_\w+)`", table.partition("| metric |")[2]))
+    metrics = PrometheusMetrics()
+    made = {family.name for family in metrics.registry.collect()}
+    assert {name.removesuffix("_total") for name in named} == made | {
+        "scalezero_in_flight",
+        "scalezero_waiting",
+    }
+
+
+def test_the_table_of_what_is_saved_names_every_metric(tmp_path: Path) -> None:
+    page = (ROOT / ".github" / "docs" / "savings.md").read_text(encoding="utf-8")
+    metrics, savings = PrometheusMetrics(), Savings(f"sqlite://{tmp_path}/own/savings.db")
+
+    def told(app: WSGIApplication) -> set[str]:
+        exposition = b"".join(app({}, lambda *_: lambda _: None)).decode()
+        return {family.name for family in text_string_to_metric_families(exposition)}
+
+    named = set(re.findall(r"`(scalezero_\w+)`", page.partition("| metric |")[2]))
+    assert named == told(metrics.exposition(savings=savings)) - told(metrics.exposition())
+
+
+def test_the_events_table_names_every_event_and_its_fields() -> None:
+    table = README.partition("\n### Hooks\n")[2].partition("\n### ")[0]
+    rows = re.findall(r"^\| `([A-Z]\w+)` \|([^|]*)\|", table, re.MULTILINE)
+    told = {event: re.findall(r"`(\w+)`", cell) for event, cell in rows}
+    kinds = [
+        each for each in vars(events).values() if isinstance(each, type) and issubclass(each, events.Event)
+    ]
+    assert told == {
+        kind.__name__: [field.name for field in dataclasses.fields(kind) if field.name != "function"]
+        for kind in kinds
+        if kind not in (events.Event, events.FunctionEvent)
+    }
+
+
+def test_the_table_of_labels_names_every_label_and_whose_it_is() -> None:
+    table = README.partition("\n### Labels\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([\w.-]+)` \| ([^|]*) \|", table, re.MULTILINE)
+    told = {label: {word.lower() for word in cell.split(", ")} for label, cell in rows}
+    assert len(told) == len(rows)
+    assert told == labels_in_the_code()
+
+
+def labels_in_the_code() -> dict[str, set[str]]:
+    """Every label, and whose functions may have it. The process provider makes them of its TOML file."""
+    label = re.compile(r"(scalezero|com\.openfaas\.scale)\.[a-z-]+")
+    package, found = ROOT / "scalezero_wsgi", dict[str, set[str]]()
+    for room in ("activation", "providers"):
+        for path in (package / room).rglob("*.py"):
+            reader = "all" if room == "activation" else path.relative_to(package / room).parts[0]
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                text = node.value if isinstance(node, ast.Constant) else None
+                if isinstance(text, str) and label.fullmatch(text):
+                    found.setdefault(text, set()).add(reader)
+    for own in ("ledger", "kept-up", "outdated"):  # of the store, and of the process provider
+        del found[f"scalezero.{own}"]
+    return {name: readers - {"process"} for name, readers in found.items()}
+
+
+def test_the_table_of_the_dashboards_json_names_every_field() -> None:
+    section = (ROOT / ".github" / "docs" / "dashboard.md").read_text(encoding="utf-8")
+    first = [row.split("|")[1] for row in section.splitlines() if row.startswith("| `")]
+    assert {name for cell in first for name in re.findall(r"`(\w+)`", cell)} == set(Row._fields) - {"key"}
+    assert all(f"`{state}`" in section for state in STATES)
+
+
+def test_the_dashboards_example_shows_its_function_and_wakes_it(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    with serving("dashboard_app:application", site, monkeypatch) as server:
+        assert server.get("/dashboard/").status_code == 401
+
+        def state() -> str:
+            told = server.get("/dashboard/functions", headers=headers).json()
+            return str({each["function"]: each["state"] for each in told["functions"]}["hello"])
+
+        assert state() == "at zero"
+        url = f"{server.url}/dashboard/wake"
+        assert requests.post(url, data={"function": "hello"}, headers=headers, timeout=30).status_code == 202
+        until(lambda: state() == "ready")
+
+
+def test_the_table_of_the_toml_file_names_every_key() -> None:
+    table = README.partition("\n| key | what |\n")[2].partition("\n\n")[0]
+    first = [row.split("|")[1] for row in table.splitlines()[1:]]
+    assert {key for cell in first for key in re.findall(r"`(\w+)`", cell)} == set(KEYS)

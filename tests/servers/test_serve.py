@@ -54,6 +54,7 @@ def built_in(home: Path) -> Iterator[Server]:
     with serve(home) as server:
         yield server
     assert "Traceback" not in server.log
+    assert "control socket" not in server.log.lower()  # gunicorn's, which it opens a little after its workers
 
 
 def test_it_serves_the_built_in_functions_and_prints_the_line_to_try(built_in: Server, home: Path) -> None:
@@ -69,6 +70,37 @@ def test_it_serves_the_built_in_functions_and_prints_the_line_to_try(built_in: S
     assert "X-Custom: y" in echo
     assert server.get("/function/nope").status_code == 404
     assert len(functions_of(home)) == 2
+
+
+def test_it_lists_its_functions_and_answers_probes(built_in: Server) -> None:
+    listed = {each["function"]: each["state"] for each in built_in.get("/").json()["functions"]}
+    assert listed.keys() == {"hello", "echo"}
+    page = built_in.get("/", headers={"Accept": "text/html"})
+    assert '<a href="/function/hello/">hello</a>' in page.text
+    style = re.search(r'href="(/function/[^"]+\.css)"', page.text)
+    assert style is not None
+    assert built_in.get(style[1]).status_code == 200
+    assert [built_in.get(path).text for path in ("/healthz", "/readyz")] == ["ok\n", "ok\n"]
+
+
+@pytest.mark.parametrize(
+    ("which", "said"),
+    [
+        (
+            "dockr://",
+            "provider: there is none called 'dockr'; there are: docker, kubernetes, openfaas, process, swarm",
+        ),
+        ("nowhere.toml", "nowhere.toml cannot be read: [Errno 2] No such file or directory: 'nowhere.toml'"),
+        ("process", "provider process: missing a required argument: 'functions'"),
+    ],
+)
+def test_a_provider_that_is_none_is_one_line(
+    which: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", which]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
 
 
 FORGED = {"X-Forwarded-Proto": "https", "SCRIPT_NAME": "/function", "PATH_INFO": "/function/hello"}
@@ -133,7 +165,7 @@ def test_idle_connections_keep_nobody_waiting(said: bytes, built_in: Server) -> 
             crowd.enter_context(socket.create_connection(built_in.address)).sendall(said)
         for _ in range(10):  # again and again, for no server tells when it has taken them all up
             begun = time.monotonic()
-            assert built_in.get("/healthz").status_code == 404
+            assert built_in.get("/healthz").status_code == 200
             assert built_in.get("/function/hello").status_code == 200
             assert time.monotonic() - begun < SOON  # the first of the crowd is given up after ten seconds
             time.sleep(0.05)
@@ -175,6 +207,32 @@ def test_it_serves_a_file(tmp_path: Path) -> None:
             assert broken.status_code == 503
             assert "no database" in broken.json()["detail"]
             assert int(broken.headers["Retry-After"]) >= 1
+
+
+@pytest.mark.soak
+def test_settings_and_options_may_stand_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text("workers = 7\nthreads = 3\nroute = '/fn/'\nmax_wait = '2m'\ndeny = ['echo']\n", "utf-8")
+    env = {"SCALEZERO_ROUTE": "/from-the-environment/"}
+    with serve(tmp_path, "--config", str(file), "--workers", "1", env=env) as server:
+        assert server.get("/from-the-environment/hello").status_code == 200
+        assert server.get("/from-the-environment/echo").status_code == 404
+        assert len([each for each in server.workers() if each not in functions_of(tmp_path)]) == 1
+
+
+@pytest.mark.soak
+def test_it_says_what_is_not_served_and_what_means_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "functions.toml"
+    file.write_text(
+        "[functions.hidden]\ncommand = ['true']\n[functions.sleepy]\ncommand = ['true']\nidle_after = '5m'\n",
+        encoding="utf-8",
+    )
+    with serve(tmp_path, str(file), env={"SCALEZERO_DENY": "hidden"}) as server:
+        until(lambda: "Ctrl-C" in server.log)
+        assert "Functions: sleepy\nNot served, by allow and deny: hidden\n" in server.log
+        assert "/function/sleepy   # starts it" in server.log
+        assert "sleepy would go to zero by its own settings, and does not" in server.log
+        assert "set SCALEZERO_IDLE_AFTER" in server.log
 
 
 @pytest.mark.soak
@@ -241,7 +299,12 @@ def test_the_running_processes_are_listed_and_ended(
     assert len(functions_of(tmp_path)) == 3
     assert says("stop", "a").count("stopped a (process ") == 2
     assert len(functions_of(tmp_path)) == 1
-    assert "stopped b.ns" in says("stop")
+    asked = says("stop")
+    assert asked.startswith("NAME  STATE")
+    assert asked.endswith("stop: nothing was stopped; name functions, or say --all for all of these\n")
+    assert len(functions_of(tmp_path)) == 1
+    assert "stop: b.ns and --all: say one of the two" in says("stop", "b.ns", "--all")
+    assert "stopped b.ns" in says("stop", "--all")
     assert functions_of(tmp_path) == []
     assert providers[1].get_replicas("a", "").replicas == 0
 

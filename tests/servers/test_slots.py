@@ -50,6 +50,7 @@ def test_more_wait_than_there_are_threads_and_no_more_are_in_the_application(
         assert "Traceback" not in server.log
 
 
+@pytest.mark.soak
 def test_a_worker_that_is_told_to_stop_answers_all_who_wait_and_ends(tmp_path: Path) -> None:
     with gunicorn(SITE, tmp_path / "log", *HOOK, "--threads", "2") as server:
         held = hold(40, lambda: ask(server.address, "/function/x"))

@@ -22,7 +22,7 @@ def until(
 ) -> None:
     """Wait until the condition holds, and fail if it does not within ``timeout`` seconds.
 
-    :param pause: seconds between two looks; by default one millisecond at first and twenty in the end, for a
+    :param pause: seconds between two looks; by default one millisecond at first and ten in the end, for a
         look at a server or an engine costs something.
     :param ignoring: errors of the condition that mean that it does not hold yet.
     """
@@ -35,7 +35,7 @@ def until(
         assert time.monotonic() < deadline, f"waited {timeout} s in vain"
         time.sleep(next_pause)
         if pause is None:
-            next_pause = min(1.2 * next_pause, 0.02)
+            next_pause = min(1.2 * next_pause, 0.01)
 
 
 @contextlib.contextmanager
