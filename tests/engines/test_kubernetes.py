@@ -10,6 +10,7 @@ import shutil
 import socket
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from scalezero_wsgi.providers.kubernetes import api as kubernetes_api
 from scalezero_wsgi.testing import ProviderBench, ProviderContract
 from tests.engines.engine import build_image, engine, stopped
 from tests.engines.kubernetes_cluster import APPS, CORE, Cluster
-from tests.servers.harness import Server, free_port, gunicorn
+from tests.servers.harness import Server, free_port, gunicorn, serving
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.engine
@@ -584,6 +585,21 @@ def test_fifty_first_requests(cluster: Cluster, tmp_path: Path) -> None:
         assert burst(server, "/function/fifty/", 50) == [200] * 50
         assert cluster.generation("fifty", NS) == reached + 1
         assert server.log.count("Traceback") == 0, server.log
+
+
+def test_serve_needs_no_application(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.function("served", NS)
+    port = free_port()
+    query = urlencode({"namespace": NS, "address": "pod", "kubeconfig": str(cluster.kubeconfig)})
+    url, bind = f"kubernetes://?{query}", f"127.0.0.1:{port}"
+    command = [sys.executable, "-m", "scalezero_wsgi", "serve", url, "--bind", bind]
+    with serving(command, port, tmp_path / "log", {"SCALEZERO_ALLOW": f"served.{NS}"}) as server:
+        listed = server.get("/").json()["functions"]
+        assert [(each["function"], each["state"]) for each in listed] == [(f"served.{NS}", "at zero")]
+        assert burst(server, "/function/served/", 100) == [200] * 100, server.log
+        until(lambda: [each["state"] for each in server.get("/").json()["functions"]] == ["ready"])
+        assert server.get("/readyz").status_code == 200
+    assert "Traceback" not in server.log
 
 
 def test_an_idle_deployment_goes_to_zero_and_is_woken_again(cluster: Cluster, tmp_path: Path) -> None:
