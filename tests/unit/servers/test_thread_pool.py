@@ -217,11 +217,13 @@ def test_what_a_call_raises_is_its_futures(error: BaseException, pool: ThreadPoo
 
 
 def test_a_callback_that_fails_ends_no_thread(single: ThreadPool) -> None:
-    def interrupt(_: Future[int]) -> None:
+    def interrupt(_: Future[bool]) -> None:
         raise SystemExit
 
-    first = single.submit(time.sleep, 0.01)
-    first.add_done_callback(interrupt)  # type: ignore[arg-type]
+    go_on = threading.Event()
+    first = single.submit(go_on.wait, PATIENCE)
+    first.add_done_callback(interrupt)  # in this thread, if the call had ended before
+    go_on.set()
     assert single.submit(lambda: 7).result(PATIENCE) == 7
 
 
