@@ -126,8 +126,8 @@ def test_it_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
 # The whole
 
 
-@pytest.mark.usefixtures("at_once")
-def test_another_manager_that_starts_it_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def contested(monkeypatch: pytest.MonkeyPatch) -> Site:
+    """Return a site whose function somebody else has started again after each of two stops."""
     monkeypatch.setattr(listing, "LIST_EVERY", 0.1)
     site = Site(idle_after=0.05)
     ask(site.door)
@@ -135,6 +135,12 @@ def test_another_manager_that_starts_it_wins(monkeypatch: pytest.MonkeyPatch) ->
         until(lambda count=count: site.told(FunctionStopped) == count)  # type: ignore[misc]
         site.engine.put_up("hello")
     until(lambda: site.told(FunctionContested) == 1)
+    return site
+
+
+@pytest.mark.usefixtures("at_once")
+def test_another_manager_that_starts_it_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = contested(monkeypatch)
     time.sleep(0.3)
     assert site.told(FunctionStopped) == 2
     assert site.told(FunctionContested) == 1
@@ -144,14 +150,8 @@ def test_another_manager_that_starts_it_wins(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.soak
 @pytest.mark.usefixtures("at_once")
 def test_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "LIST_EVERY", 0.1)
     monkeypatch.setattr(rivals, "REST_FIRST", 0.2)
-    site = Site(idle_after=0.05)
-    ask(site.door)
-    for count in (1, 2):
-        until(lambda count=count: site.told(FunctionStopped) == count)  # type: ignore[misc]
-        site.engine.put_up("hello")
-    until(lambda: site.told(FunctionContested) == 1)
+    site = contested(monkeypatch)
     until(lambda: site.told(FunctionStopped) == 3)
 
 
