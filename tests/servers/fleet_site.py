@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from flask import Flask, Response, request
+
 from scalezero_wsgi import ReplicaStatus, ScaleZeroMiddleware, Settings
 from scalezero_wsgi.providers import CallbackProvider
 
@@ -59,12 +61,16 @@ class Files:
         new.rename(FLEET / f"{name}.started")
 
 
+def rows(path: str) -> bytes:
+    """An answer of 9 KiB in JSON."""
+    return json.dumps([{"id": number, "name": "row", "path": path} for number in range(160)]).encode()
+
+
 def bare() -> Any:
-    """An application that does a little work: it makes an answer of 9 KiB in JSON."""
+    """An application that does a little work."""
 
     def listing(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        rows = [{"id": number, "name": "row", "path": environ["PATH_INFO"]} for number in range(160)]
-        body = json.dumps(rows).encode()
+        body = rows(environ["PATH_INFO"])
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         start_response("200 OK", [*headers, ("X-Worker", str(os.getpid()))])
         return [body]
@@ -75,6 +81,27 @@ def bare() -> Any:
 def wrapped() -> Any:
     """The same behind the middleware."""
     return ScaleZeroMiddleware(bare(), Files(), settings=Settings.from_environ())
+
+
+def flask_bare() -> Flask:
+    """A Flask application that does the same work."""
+    app = Flask(__name__)
+
+    @app.route("/function/<name>")
+    def listing(name: str) -> Response:
+        headers = {"X-Worker": str(os.getpid())}
+        return Response(rows(request.path), headers=headers, content_type="application/json")
+
+    return app
+
+
+def flask_wrapped() -> Flask:
+    """The same behind the middleware."""
+    app = flask_bare()
+    app.wsgi_app = ScaleZeroMiddleware(  # type: ignore[method-assign]
+        app.wsgi_app, Files(), settings=Settings.from_environ()
+    )
+    return app
 
 
 def proxy() -> Any:

@@ -230,6 +230,8 @@ def statuses(answers: Sequence[tuple[float, str]]) -> set[str]:
 
 @pytest.mark.soak
 def test_a_crowd_of_8_processes_with_64_threads_makes_one_flight(setup: Setup) -> None:
+    """All are answered within 50 ms, or, on a machine that is too slow to wake 512 threads in that time,
+    within what it takes for the same crowd and a function that is up."""
     with crowd(setup, 1) as one:
         one.ask("alone", 1)
         assert statuses(one.answers()) == {OK}
@@ -244,12 +246,20 @@ def test_a_crowd_of_8_processes_with_64_threads_makes_one_flight(setup: Setup) -
             assert statuses(answers) == {OK}
             assert len(many.log.lines("set", function)) == 1
             assert len(many.log.lines("get", function)) <= 1.5 * alone
-            times = [at for at, _ in answers]
-            spreads.append(max(times) - min(times))
-            print(f"gets {len(many.log.lines('get', function))} (alone {alone}), spread {spreads[-1]:.3f} s")
-            if spreads[-1] <= 0.050:
+            asked = len(many.log.lines("get", function))
+            many.ask(function, 64)
+            cold, warm = spread(answers), spread(many.answers())
+            print(f"gets {asked} (alone {alone}), spread {cold:.3f} s, of a warm crowd {warm:.3f} s")
+            if cold <= max(0.050, warm):
                 return
-        pytest.fail(f"from the first answer to the last: {spreads} s")
+            spreads.append((cold, warm))
+        pytest.fail(f"from the first answer to the last, and of a warm crowd: {spreads} s")
+
+
+def spread(answers: list[tuple[float, str]]) -> float:
+    """Seconds from the first to the last."""
+    times = [at for at, _ in answers]
+    return max(times) - min(times)
 
 
 def leader_of(log: Log, function: str) -> int:
