@@ -51,8 +51,10 @@ from .web.call_id import call_id_of
 from .web.finder import Finder
 from .web.negotiation import caller_of
 from .web.replay import (
+    COMMITTED,
     UNREACHABLE,
     DeferredStart,
+    Head,
     LazyBody,
     PassedDown,
     Replay,
@@ -324,17 +326,18 @@ class ScaleZeroMiddleware:
             environ[ENDPOINT] = meta.status.endpoint
         state.last_used = now
         in_flight = state.in_flight
-        deferred: DeferredStart | None = None
-        committed = False  # whether the head went to the server as it came
+        # Each variable that an inner function shares costs every request, so there are few.
+        unreachable = self._unreachable
+        head: Head = None
 
         def begin(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-            nonlocal deferred, committed
+            nonlocal head
             # The first comparison spares the usual answers the second.
-            if status > "5" and status[:3] in self._unreachable and not committed:
-                if deferred is None or not deferred.released:
-                    deferred = DeferredStart(start_response, status, headers, exc_info)
-                    return deferred.write
-            committed = True
+            if status > "5" and status[:3] in unreachable and head is not COMMITTED:
+                if head is None or not head.released:
+                    head = DeferredStart(start_response, status, headers, exc_info)
+                    return head.write
+            head = COMMITTED
             if exc_info is None:
                 return start_response(status, headers)
             return start_response(status, headers, exc_info)
@@ -350,52 +353,47 @@ class ScaleZeroMiddleware:
         except BaseException as error:
             in_flight.discard(begin)
             call = PassedDown(environ, start_response, meta, now, path, last)
-            answer = self._reconsider(call, deferred, committed, error, None)
+            answer = self._reconsider(call, head, error, None)
             if answer is None:
                 raise
             return answer
-        if committed and result.__class__ is list:
+        if head is COMMITTED and result.__class__ is list:
             in_flight.discard(begin)
             return result
         try:
-            if committed:
+            if head is COMMITTED:
                 return in_use(result, environ, in_flight, begin)
             call = PassedDown(environ, start_response, meta, now, path, last)
-            if deferred is None:
-                # Each variable that an inner function shares costs every request: so two are handed over.
+            if head is None:
                 reconsider = partial(
-                    lambda call, result, error: self._reconsider(call, deferred, committed, error, result),
-                    call,
-                    result,
+                    lambda reconsider, call, result, error: reconsider(call, head, error, result),
+                    *(self._reconsider, call, result),
                 )
                 return LazyBody(result, reconsider, in_flight, begin)
         except BaseException:
             in_flight.discard(begin)
             raise
         in_flight.discard(begin)
-        answer = self._reconsider(call, deferred, committed, None, result)
+        answer = self._reconsider(call, head, None, result)
         return result if answer is None else answer
 
     def _reconsider(
         self,
         call: PassedDown,
-        deferred: DeferredStart | None,
-        committed: bool,
+        head: Head,
         error: BaseException | None,
         result: object,
     ) -> Iterable[bytes] | None:
         """Retry a request whose answer says that the function could not be reached.
 
-        :param deferred: the head of that answer.
-        :param committed: whether another head has gone to the server.
         :param error: what the application raised.
         :param result: what it returned; closed if the answer does not stand.
         :return: what is answered instead; ``None`` if the application's answer stands.
         """
-        deferred = None if committed else deferred
+        deferred = None if head is COMMITTED else head
         if is_connection_error(error) if error is not None else deferred is not None:
             environ, start_response, function = call.environ, call.start_response, call.meta.function
-            sent = committed or (deferred is not None and deferred.released)
+            sent = head is COMMITTED or (deferred is not None and deferred.released)
             arrived = call.passed_at - environ[WAITED]
             try:
                 renewed = self._replay.entry(call, arrived, sent)

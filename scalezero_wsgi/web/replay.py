@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from enum import Enum
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 from ..activation.request_queue import RequestQueue
 from ..activation.scaler import FunctionScaler
@@ -112,36 +113,29 @@ class InUse(Use):
     """An application's iterable that counts as in flight until it is closed, or nobody has it any more.
 
     Iteration goes to the application's iterator by way of C code alone, so a chunk costs next to nothing.
+    Each answer of Flask and of Django becomes one: so no method calls another one here.
     """
 
     __slots__ = ("_result",)
 
     def __init__(self, result: Iterable[bytes], in_flight: set[object], token: object) -> None:
-        super().__init__(in_flight, token)
+        self._in_flight = in_flight
+        self._token = token
         self._result = result
 
     def __iter__(self) -> Iterator[bytes]:
-        # Whoever drops the iterable and keeps its iterator uses the function still.
-        return chain(self._result, _Nothing(self))
+        # Whoever drops the iterable and keeps its iterator uses the function still: this keeps us alive.
+        nothing: Any = islice((self,), 0)
+        return chain(self._result, nothing)
 
     def close(self) -> None:
         """Close the application's iterable and end the use."""
         try:
-            close(self._result)
+            end = getattr(self._result, "close", None)
+            if end is not None:
+                end()
         finally:
-            self.end()
-
-
-class _Nothing:
-    """An empty iterable that keeps something alive."""
-
-    __slots__ = ("_kept",)
-
-    def __init__(self, kept: object) -> None:
-        self._kept = kept
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(())
+            self._in_flight.discard(self._token)
 
 
 class DeferredStart:
@@ -168,6 +162,17 @@ class DeferredStart:
         if not self.released:
             self.released = True
             self._write = self._start_response(*self._head)
+
+
+class _Sent(Enum):
+    COMMITTED = "committed"
+
+
+COMMITTED: Final = _Sent.COMMITTED
+"""Instead of a deferred head: it went to the server as it came."""
+
+Head: TypeAlias = DeferredStart | Literal[_Sent.COMMITTED] | None
+"""What became of the head of an application's answer; ``None``: it has none yet."""
 
 
 class LazyBody(Use):
