@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
-from itertools import chain, islice
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 from ..activation.request_queue import RequestQueue
@@ -109,33 +109,36 @@ class Use:
             pass
 
 
-class InUse(Use):
+class InUse(chain[bytes]):
     """An application's iterable that counts as in flight until it is closed, or nobody has it any more.
 
-    Iteration goes to the application's iterator by way of C code alone, so a chunk costs next to nothing.
-    Each answer of Flask and of Django becomes one: so no method calls another one here.
+    It is an iterator in C, so a chunk costs next to nothing. Each answer of Flask and of Django becomes one:
+    so :func:`in_use` sets the attributes, and no method calls another one.
+
+    :ivar result: the application's iterable.
+    :ivar token: what the request has in ``in_flight``.
     """
 
-    __slots__ = ("_result",)
+    __slots__ = ("in_flight", "result", "token")
 
-    def __init__(self, result: Iterable[bytes], in_flight: set[object], token: object) -> None:
-        self._in_flight = in_flight
-        self._token = token
-        self._result = result
-
-    def __iter__(self) -> Iterator[bytes]:
-        # Whoever drops the iterable and keeps its iterator uses the function still: this keeps us alive.
-        nothing: Any = islice((self,), 0)
-        return chain(self._result, nothing)
+    in_flight: set[object]
+    result: Iterable[bytes]
+    token: object
 
     def close(self) -> None:
         """Close the application's iterable and end the use."""
         try:
-            end = getattr(self._result, "close", None)
+            end = getattr(self.result, "close", None)
             if end is not None:
                 end()
         finally:
-            self._in_flight.discard(self._token)
+            self.in_flight.discard(self.token)
+
+    def __del__(self) -> None:
+        try:  # noqa: SIM105  for each answer
+            self.in_flight.discard(self.token)
+        except AttributeError:  # it was cut off while it was made
+            pass
 
 
 class DeferredStart:
@@ -237,7 +240,9 @@ def in_use(
     wrapper = environ.get("wsgi.file_wrapper")
     if wrapper is not None and is_server_file(result, wrapper):
         return _file_in_use(result, in_flight, token)
-    return InUse(result, in_flight, token)
+    use = InUse(result)
+    use.in_flight, use.token, use.result = in_flight, token, result
+    return use
 
 
 def is_server_file(result: object, wrapper: Any) -> bool:
