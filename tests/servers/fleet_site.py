@@ -11,10 +11,11 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import requests
 from flask import Flask, Response, request
 
 from scalezero_wsgi import ReplicaStatus, ScaleZeroMiddleware, Settings
@@ -85,19 +86,37 @@ def wrapped() -> Any:
 
 def flask_bare() -> Flask:
     """A Flask application that does the same work."""
+    return flask_app(rows)
+
+
+def flask_wrapped() -> Flask:
+    """The same behind the middleware."""
+    return behind(flask_bare())
+
+
+def flask_proxy_bare() -> Flask:
+    """A Flask application that has the answer from a function, at the URL ``$FUNCTION``."""
+    session = requests.Session()
+    return flask_app(lambda path: session.get(os.environ["FUNCTION"] + path, timeout=10).content)
+
+
+def flask_proxy_wrapped() -> Flask:
+    """The same behind the middleware."""
+    return behind(flask_proxy_bare())
+
+
+def flask_app(answer: Callable[[str], bytes]) -> Flask:
     app = Flask(__name__)
 
     @app.route("/function/<name>")
     def listing(name: str) -> Response:
         headers = {"X-Worker": str(os.getpid())}
-        return Response(rows(request.path), headers=headers, content_type="application/json")
+        return Response(answer(request.path), headers=headers, content_type="application/json")
 
     return app
 
 
-def flask_wrapped() -> Flask:
-    """The same behind the middleware."""
-    app = flask_bare()
+def behind(app: Flask) -> Flask:
     app.wsgi_app = ScaleZeroMiddleware(  # type: ignore[method-assign]
         app.wsgi_app, Files(), settings=Settings.from_environ()
     )
