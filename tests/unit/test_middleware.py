@@ -851,7 +851,7 @@ class TestTheContractOfWSGI:
     @pytest.mark.parametrize("wrap", WRAPPERS)
     def test_our_own_answers(self, wrap: Callable[[Any], Any]) -> None:
         for error in (FunctionNotFound("hello"), ProviderError("x")):
-            door = wrap(ScaleZeroMiddleware(App(), ScriptedProvider(error), max_wait=0.02))
+            door = wrap(ScaleZeroMiddleware(App(), ScriptedProvider(error), max_wait=0.3))
             # werkzeug's checker knows no HEAD: it counts the body that is not there.
             for method in ("GET",) if wrap is LintMiddleware else ("GET", "HEAD"):
                 assert ask(door, method=method)[0][:3] in {"404", "502"}

@@ -99,7 +99,8 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
             url = f"openfaas+http://admin:provider-pass@127.0.0.1:{port}"
             events: list[Event] = []
             store = f"redis://:store-pass@127.0.0.1:{port}/0"
-            it = Site(door(url, coordination=store, hooks=[events.append]), {502}, "the provider failed")
+            failing = door(url, coordination=store, hooks=[events.append], max_wait=0.5)
+            it = Site(failing, {502}, "the provider failed")
             yield replace(it, secrets=[*SECRETS, f":{port}"])
             assert any(isinstance(event, CoordinationLost) for event in events)
         elif kind == "output":

@@ -105,7 +105,7 @@ def test_a_warm_request_and_one_for_no_function_have_none() -> None:
     [
         (ScriptedProvider(ZERO), {"max_wait": 0.05}, "timeout", "hello", 504),
         (ScriptedProvider(ZERO, on_set=FunctionFailed("hello", "no")), {}, "failed", "hello", 503),
-        (ScriptedProvider(ProviderError("no")), {"max_wait": 0.05}, "failed", None, 502),
+        (ScriptedProvider(ProviderError("no")), {"max_wait": 0.5}, "failed", None, 502),
     ],
 )
 def test_a_request_that_waited_in_vain_has_an_error(

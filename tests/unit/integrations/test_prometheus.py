@@ -81,7 +81,7 @@ def test_requests_by_what_became_of_them() -> None:
         (ScriptedProvider(FunctionNotFound("hello", "")), {}, ("", "missing"), 404),
         (ScriptedProvider(ZERO), {"max_wait": 0.05}, ("hello", "timeout"), 504),
         (ScriptedProvider(ZERO, on_set=FunctionFailed("hello", "no")), {}, ("hello", "failed"), 503),
-        (ScriptedProvider(ProviderError("no")), {"max_wait": 0.05}, ("", "failed"), 502),
+        (ScriptedProvider(ProviderError("no")), {"max_wait": 0.5}, ("", "failed"), 502),
         (ScriptedProvider(ZERO), {"wake": ["other"]}, ("", "asleep"), 503),
         (ScriptedProvider(UP), {"deny": ["hello"]}, ("", "missing"), 404),
     ],
