@@ -12,8 +12,9 @@ from ...model import Function
 from .config import ProcessFunction
 from .group import ProcessId
 
-_END = 0.1
-"""Seconds that a process may take from the beginning of its end to its exit status: it frees its memory."""
+_END = 1.0
+"""Seconds that a process may take from the beginning of its end to its exit status: it frees its memory, and
+may write a core file before."""
 
 
 class Children:
