@@ -8,7 +8,6 @@ while there is a file ``down``. A function whose ``.started`` file is removed is
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import time
@@ -27,14 +26,12 @@ SLOW, DOWN = FLEET / "slow", FLEET / "down"
 START = float(os.environ.get("START", "0.3"))
 
 
-@functools.cache
-def calls() -> int:
-    """The descriptor of the file; kept open, for what the provider itself takes is not what is measured."""
-    return os.open(FLEET / "calls", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-
-
 def note(call: str, name: str) -> None:
-    os.write(calls(), f"{call} {name} {os.getpid()} {time.monotonic()}\n".encode())
+    calls = os.open(FLEET / "calls", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(calls, f"{call} {name} {os.getpid()} {time.monotonic()}\n".encode())
+    finally:
+        os.close(calls)
 
 
 def started_at(name: str) -> float | None:
