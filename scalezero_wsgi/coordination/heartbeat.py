@@ -58,9 +58,9 @@ class Worker:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the heartbeat thread if it does not run yet."""
+        """Start the heartbeat thread if it does not run yet, and the process does not exit."""
         with self.lock:
-            if self._thread is not None:
+            if self._thread is not None or self._stopped.is_set():
                 return
             thread = threading.Thread(target=self._run, name="scalezero-heartbeat", daemon=True)
             try:
@@ -97,7 +97,8 @@ class Worker:
         """End the heartbeat, release the leases and leave the store. It is called at exit."""
         if os.getpid() != self._pid:  # a forked child inherits the registration at exit
             return
-        self._stopped.set()
+        with self.lock:
+            self._stopped.set()
         if self._thread is not None:
             self._thread.join(1.0)  # else it might report once more after leave()
         deadline = time.monotonic() + 1.0

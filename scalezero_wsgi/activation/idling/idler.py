@@ -170,6 +170,7 @@ class Idler:
                 self.off = True
                 self._context.report(IdlingOff("the server's processes do not meet; set coordination"))
                 return
+            self._context.peers.begin()  # not in the thread: what that registers at exit may come too late
             self._stopped = threading.Event()
             thread = threading.Thread(target=self._run, name="scalezero-idler", daemon=True)
             with contextlib.suppress(RuntimeError):  # can't start new thread: the next request tries again
@@ -196,7 +197,6 @@ class Idler:
 
     def _run(self) -> None:
         stopped = self._stopped
-        self._context.peers.begin()
         while stopped is not None and not stopped.is_set():
             begun = time.thread_time()
             try:
