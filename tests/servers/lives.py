@@ -12,16 +12,18 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Lives(threading.Thread):
-    """Watches the processes that have a text in their command line, until it is told to end.
+    """Watches the processes of a program that are a site's, until it is told to end.
 
     A process must live for longer than the pause between two looks, or it may be missed.
 
+    :param program: what is part of their command line.
+    :param idle: the site's ``$IDLE``, which they have as well: another test may run the same program.
     :ivar ended: the last argument of each, and when it began and ended, in seconds since the epoch.
     """
 
-    def __init__(self, marker: str, pause: float = 0.05) -> None:
+    def __init__(self, program: Path, idle: Path, pause: float = 0.05) -> None:
         super().__init__(daemon=True)
-        self._marker, self._pause = marker.encode(), pause
+        self._program, self._variable, self._pause = bytes(program), b"IDLE=%b" % bytes(idle), pause
         self._watched: dict[int, tuple[int, str, float]] = {}
         self._told_to_end = threading.Event()
         self.ended: list[tuple[str, float, float]] = []
@@ -43,7 +45,7 @@ class Lives(threading.Thread):
         try:
             descriptor = os.pidfd_open(pid)
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if self._marker not in command:
+            if self._program not in command or self._variable not in self._environ(pid):
                 os.close(descriptor)
                 if time.time() > self._began(pid) + 1:  # one that is younger may not have called exec yet
                     others.add(pid)
@@ -60,6 +62,10 @@ class Lives(threading.Thread):
                 poll.unregister(descriptor)
                 os.close(descriptor)
                 del self._watched[pid]
+
+    @staticmethod
+    def _environ(pid: int) -> list[bytes]:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
     @staticmethod
     def _began(pid: int) -> float:

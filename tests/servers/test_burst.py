@@ -27,7 +27,7 @@ from tests.servers.matrix_client import ask
 from tests.servers.waiting_crowd import BODY
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.soak, pytest.mark.measured]
 
 SITE = "tests.servers.slots_site:application"
 PYTHON = [sys.executable, "-m"]

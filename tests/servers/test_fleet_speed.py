@@ -26,7 +26,7 @@ from tests.servers.matrix_client import ask
 from tests.servers.test_fleet import Fleet
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.measured]
 
 WARM = "/function/warm"
 CACHE_EXPIRY = 0.25

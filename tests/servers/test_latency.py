@@ -22,7 +22,7 @@ from tests.servers.harness import gunicorn
 from tests.servers.site import FUNCTIONS
 from tests.support.latency import BOUND, is_enough
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.measured]
 
 
 def test_the_first_response_comes_within_10_milliseconds(

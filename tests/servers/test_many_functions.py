@@ -16,7 +16,7 @@ from tests.servers.harness import ROOT
 from tests.servers.many_functions import COUNT
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.server, pytest.mark.soak]
+pytestmark = [pytest.mark.server, pytest.mark.soak, pytest.mark.measured]
 
 MEMORY = 10 * 1024
 """Bytes of a worker for each function."""

@@ -23,7 +23,7 @@ from tests.servers.matrix_client import Answer, ask, connect, hold, read, reques
 from tests.support.waiting import until
 
 # Timed, and more than a minute in all: for CI, with the engines.
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.measured]
 
 SITE = "tests.servers.matrix_site:application"
 MAX_WAIT = 0.5

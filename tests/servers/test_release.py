@@ -19,7 +19,7 @@ from tests.servers.matrix_client import ask, connect, request
 from tests.servers.release_site import HELLO
 from tests.servers.test_waiting_gunicorn import HOOK, many_files
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.measured]
 
 COUNT = 1000
 ROUNDS = int(os.environ.get("SCALEZERO_TEST_ROUNDS", "5"))

@@ -62,7 +62,7 @@ def test_it_tells_what_the_kernel_saw(tmp_path: Path, capsys: pytest.CaptureFixt
         "SCALEZERO_IDLE_AFTER": str(IDLE_AFTER),
         "SCALEZERO_IDLE_DEFAULT": "all",
     }
-    lives = Lives(str(Path(__file__).with_name("idle_function.py")))
+    lives = Lives(Path(__file__).with_name("idle_function.py"), idle)
     rng, workers, crashes = random.Random(1), 0, 0
     try:
         with gunicorn(SITE, tmp_path / "log", "-w", "3", "--threads", "16", env=env) as server:

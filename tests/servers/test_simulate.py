@@ -83,7 +83,7 @@ def test_cold_starts_and_hours_are_foretold(
         "SCALEZERO_IDLE_DEFAULT": "all",
     }
     options = ("-c", CONF, "--access-logfile", str(log), "-w", workers, "--threads", "64")
-    lives = Lives(str(Path(__file__).with_name("idle_function.py")))
+    lives = Lives(Path(__file__).with_name("idle_function.py"), idle)
     try:
         with gunicorn(SITE, tmp_path / "log", *options, env=env) as server:
             time.sleep(NEWLY_LED)  # in which nothing is stopped yet
@@ -122,6 +122,7 @@ def test_cold_starts_and_hours_are_foretold(
     assert foretold["hours_up"] * 3600 == pytest.approx(up, rel=0.01)
 
 
+@pytest.mark.measured
 def test_a_million_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng, log, lines = random.Random(1), tmp_path / "access.log", 1_000_000
     with log.open("w") as file:

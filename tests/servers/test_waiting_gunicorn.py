@@ -223,6 +223,7 @@ def p99(server: Server, count: int = 1000) -> float:
     return 1000 * taken[count * 99 // 100]
 
 
+@pytest.mark.measured
 def test_80_cold_requests_at_8_threads_do_not_slow_a_warm_function_down(tmp_path: Path) -> None:
     """The 99th percentile is at most 1.5 times as high. The middle of five rounds: other processes disturb
     one or two."""
