@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -44,6 +46,19 @@ def no_heartbeat_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[
         yield
     for worker in started:
         worker.stop()
+
+
+@pytest.fixture(autouse=True)
+def logs_of_this_test_alone(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """A flight may outlive its test, and tells of its end in the middle of a later one."""
+    earlier = {*threading.enumerate()} - {threading.current_thread()}
+
+    def is_ours(_: logging.LogRecord) -> bool:
+        return threading.current_thread() not in earlier
+
+    caplog.handler.addFilter(is_ours)
+    yield
+    caplog.handler.removeFilter(is_ours)
 
 
 @pytest.fixture(autouse=True)
