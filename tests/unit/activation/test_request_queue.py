@@ -348,19 +348,25 @@ def test_the_place_of_a_client_that_left_is_given_back(connection: Connection) -
 
 
 def test_the_place_is_given_back_when_a_signal_ends_the_wait_as_gunicorns_sync_worker_does() -> None:
-    bench = Bench(Gate(), max_waiting=1)
+    provider = Gate()
+    bench = Bench(provider, max_waiting=1)
 
     def handle_abort(number: int, frame: FrameType | None) -> None:
         raise SystemExit(1)
 
-    before = signal.signal(signal.SIGALRM, handle_abort)
+    def abort() -> None:
+        until(lambda: len(provider.queries) > 1)  # so the request waits, and is not still on its way there
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handle_abort)  # SIGABRT is the tests' own, of those that hang
+    arbiter = threading.Thread(target=abort)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.15)
+        arbiter.start()
         with pytest.raises(SystemExit):
             bench.hold()
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        arbiter.join()
+        signal.signal(signal.SIGUSR1, before)
     bench.assert_empty()
 
 
