@@ -6,14 +6,13 @@ import atexit
 import contextlib
 import logging
 import os
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from typing import Protocol
 
 from .leadership import LEASE, LeasedLeadership
+from .worker_name import worker_name
 
 logger = logging.getLogger("scalezero_wsgi")
 
@@ -50,7 +49,7 @@ class Worker:
     def __init__(self, peers: Beating, serves: bool = True) -> None:
         self._peers = peers
         self._pid = os.getpid()
-        self.name = f"{socket.gethostname()}:{self._pid}:{uuid.uuid4().hex[:8]}{'' if serves else APART}"
+        self.name = worker_name() + ("" if serves else APART)
         self.leaderships: set[LeasedLeadership] = set()
         self._acquiring: set[object] = set()
         self.lock = threading.Lock()

@@ -104,7 +104,7 @@ def stop_functions(server: Any) -> None:
     except Exception:  # noqa: BLE001  an application may raise anything
         _log.exception("no function is stopped at the end, for the application could not be loaded")
         return
-    ending(STOP_WITHIN, list(server.WORKERS))  # whoever is still among them has been killed
+    ending(STOP_WITHIN, list(server.WORKERS))  # those that were killed and not waited for yet
 
 
 class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc, unused-ignore]

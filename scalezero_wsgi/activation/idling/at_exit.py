@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 from collections.abc import Collection
 from functools import partial
 
 from ...coordination.base import CoordinationError, DrainingCoordination
 from ...coordination.heartbeat import APART
 from ...coordination.leadership import LeasedLeadership
+from ...coordination.worker_name import has_ended
 from ...model import Function, FunctionNotFound, ReplicaStatus, TooManyWaiting
 from ...providers.base import ListingProvider
 from ...servers.server import when_ending
@@ -71,7 +71,7 @@ class AtExit:
         """Stop what may be stopped, unless other workers of the fleet go on. Nothing is raised.
 
         :param within: seconds after which the rest is left as it is.
-        :param killed: the process ids of workers of this host that had no time to leave.
+        :param killed: the process ids of workers that were killed and not waited for yet.
         """
         deadline = self._clock() + within
         if not isinstance(self._context.provider, ListingProvider):
@@ -90,10 +90,8 @@ class AtExit:
 
     def _stop(self, provider: ListingProvider, deadline: float, killed: Collection[int]) -> None:
         peers = self._context.peers
-        host = socket.gethostname()
-        gone = tuple(f"{host}:{pid}:" for pid in killed)
         for report in peers.use(self._store.workers):
-            if gone and report.worker.startswith(gone):
+            if has_ended(report.worker, killed):  # it had no time to leave
                 peers.leave(report.worker)
         lead = peers.lead(EXIT, lambda: deadline)
         if lead is None:

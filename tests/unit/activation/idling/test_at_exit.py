@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterable
@@ -126,10 +126,13 @@ def test_where_others_go_on_nothing_is(caplog: pytest.LogCaptureFixture) -> None
 
 def test_an_idler_apart_and_a_worker_that_was_killed_do_not_go_on() -> None:
     site = Site()
-    killed = f"{socket.gethostname()}:123:abc"
-    for name in ("host:1:abc/apart", "host:1:abc/apart/use", f"{killed}/use"):
-        site.store.report(WorkerReport(name), 60)
-    assert site.end(killed=[123]) == NAMES
+    with subprocess.Popen(["sleep", "60"]) as process:
+        ours = site.door.scaler.context.peers.worker
+        killed = ours.replace(f":{os.getpid()}:", f":{process.pid}:")
+        for name in ("host:1:abc/apart", "host:1:abc/apart/use", f"{killed}/use"):
+            site.store.report(WorkerReport(name), 60)
+        process.kill()
+        assert site.end(killed=[process.pid]) == NAMES
 
 
 def test_with_a_dry_run_it_is_only_said() -> None:
