@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,14 @@ from tests.support.clock import Clock
 from tests.support.fakes import FakeEngine
 
 HELLO = Function("hello")
+
+
+def left_by(leave: Callable[[Path], None], directory: Path) -> SQLiteCoordination:
+    """Return the store in a file, after a process of its own has joined and left it."""
+    path = directory / "private" / "fleet.db"
+    code = f"from {__name__} import *; {leave.__name__}(Path({str(path)!r}))"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=30)
+    return SQLiteCoordination(path)
 
 
 class Slow(SQLiteCoordination):
@@ -56,10 +65,7 @@ def leave_while_a_flight_begins(path: Path) -> None:
 @pytest.mark.soak
 @pytest.mark.server
 def test_a_lease_that_is_given_to_one_who_leaves_is_given_back(tmp_path: Path) -> None:
-    path = tmp_path / "private" / "fleet.db"
-    code = f"from {__name__} import *; leave_while_a_flight_begins(Path({str(path)!r}))"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=30)
-    store = SQLiteCoordination(path)
+    store = left_by(leave_while_a_flight_begins, tmp_path)
     assert store.workers() == []
     assert store.acquire(HELLO, "other", 1.0) is not None
 
@@ -85,7 +91,4 @@ def leave_as_soon_as_it_serves(path: Path) -> None:
 @pytest.mark.soak
 @pytest.mark.server
 def test_a_worker_that_is_told_to_end_as_soon_as_it_serves_leaves(tmp_path: Path) -> None:
-    path = tmp_path / "private" / "fleet.db"
-    code = f"from {__name__} import *; leave_as_soon_as_it_serves(Path({str(path)!r}))"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=30)
-    assert SQLiteCoordination(path).workers() == []
+    assert left_by(leave_as_soon_as_it_serves, tmp_path).workers() == []
