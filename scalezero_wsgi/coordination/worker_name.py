@@ -46,9 +46,9 @@ def _exists(pid: int) -> bool:
 
 def _process_space() -> str:
     """Return what processes have in common that see each other by their ids; nothing without ``/proc``."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii")
-        namespace = Path("/proc/self/ns/pid").readlink()
+    try:  # as bytes: a worker of another user may not be able to load a codec's module any more
+        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+        namespace = bytes(Path("/proc/self/ns/pid").readlink())
     except OSError:
         return ""
-    return f"{zlib.crc32(f'{boot}{namespace}'.encode()):08x}"
+    return f"{zlib.crc32(boot + namespace):08x}"
